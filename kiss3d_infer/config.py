@@ -1,0 +1,137 @@
+"""YAML recipes as frozen, typed values: every error at once, and where each value came from."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kiss3d_infer.errors import InputError
+
+
+class Config(BaseModel):
+    """Base of every configuration section: frozen, strict about names, documented by docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+M = TypeVar("M", bound=Config)
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[M]):
+    """A validated configuration and the origin of each value.
+
+    Attributes:
+        config: the frozen configuration.
+        origins: dotted key -> "default", the file's path, or "--set".
+    """
+
+    config: M
+    origins: dict[str, str]
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(dotted key, value, origin) for every leaf, in the order of the schema."""
+        leaves = _leaves(self.config.model_dump(mode="json"))
+        return [(key, repr(value), self.origins.get(key, "default")) for key, value in leaves]
+
+
+def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Resolved[M]:
+    """Read a YAML file, apply `a.b=value` overrides (values are YAML too), and validate.
+
+    Raises:
+        InputError: the file is missing or no YAML mapping, an override is malformed, or any value
+            is unknown or wrong; all wrong values are reported together.
+    """
+    raw = _read_mapping(path)
+    origins = {key: str(path) for key, _ in _leaves(raw)}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _assign(raw, key, value)
+        origins.update({leaf: "--set" for leaf, _ in _leaves({key: value})})
+    try:
+        return Resolved(model.model_validate(raw), origins)
+    except ValidationError as error:
+        raise InputError(explain(error, model), where=path) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One sentence per wrong value, with the nearest known name for an unknown one."""
+    sentences = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        dotted = ".".join(location) or "the file"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(location[-1], _fields_at(model, location[:-1]), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            sentences.append(f"unknown key '{dotted}'{hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], Mapping) else f", not {problem['input']!r}"
+            sentences.append(f"'{dotted}': {message[0].lower()}{message[1:]}{given}")
+    return "; ".join(sentences)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        hint = f"did you mean '{path.parent / near[0]}'?" if near else "check the path"
+        raise InputError("no such configuration file", where=path, fix=hint)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the file is not valid YAML: {error}", where=path) from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError("the file must hold a mapping of keys to values", where=path)
+    return raw
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise InputError("an override must read key=value", where=f"--set {override}")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value is not valid YAML: {error}", where=f"--set {key}") from error
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, leaf = dotted.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"'{parent}' holds a value, not a section", where=f"--set {dotted}")
+        node = child
+    node[leaf] = value
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names allowed in the section `path` of the model, looking through unions."""
+    models = [model]
+    for part in path:
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        candidates = [c for a in annotations for c in (a, *get_args(a))]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        models = found or models
+    return [name for m in models for name in m.model_fields]

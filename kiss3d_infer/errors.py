@@ -1,0 +1,27 @@
+"""The one exception for input that a user can correct."""
+
+
+class InputError(Exception):
+    """Something the user gave is wrong, and can be put right.
+
+    The command line prints it as one sentence and exits with 2; the HTTP API answers 4xx.
+
+    Args:
+        what: what is wrong, without a full stop.
+        where: the file, field or option it concerns.
+        fix: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        place = "" if where is None else f" ({where})"
+        remedy = "" if fix is None else f": {fix}"
+        super().__init__(f"{what}{place}{remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the parts when the error crosses a process boundary (Ray pickles exceptions)."""
+        return _rebuild, (self.what, None if self.where is None else str(self.where), self.fix)
+
+
+def _rebuild(what: str, where: str | None, fix: str | None) -> InputError:
+    return InputError(what, where=where, fix=fix)

@@ -1,0 +1,63 @@
+"""Files that are either whole or absent: writing aside, renaming, and checksums."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kiss3d_infer.errors import InputError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that becomes `path` when the block succeeds.
+
+    A crash, an exception or Ctrl-C leaves whatever stood at `path` before; a reader never sees half
+    a file. The temporary name keeps the suffix, because many writers choose the format by it.
+
+    Raises:
+        InputError: the folder cannot be created or written.
+    """
+    folder = writable_folder(path.parent)
+    aside = folder / f".{path.stem}.{os.getpid()}.{os.urandom(3).hex()}.partial{path.suffix}"
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def writable_folder(path: Path) -> Path:
+    """Create the folder if needed and return it.
+
+    Raises:
+        InputError: it cannot be created, is a file, or cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the folder: {error.strerror}",
+            where=path,
+            fix="choose a folder you may write to, or free some space",
+        ) from error
+    return path
+
+
+def sha256_of(data: bytes | Path) -> str:
+    """Hexadecimal SHA-256 of bytes, or of a file's content read in pieces."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    with data.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

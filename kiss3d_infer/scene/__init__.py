@@ -1,0 +1,1 @@
+"""Cameras, meshes and rendering: the one world frame and scale of the whole system."""
