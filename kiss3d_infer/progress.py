@@ -14,7 +14,7 @@ _LOG_EVERY_SECONDS = 5.0
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items while showing how many are done: a bar on a terminal, else a line now and then.
+    """Yield the items and show how many are done: a bar on a terminal, else a line at times.
 
     Progress goes to stderr, so that a command's output can be piped.
     """
@@ -43,8 +43,14 @@ def show_stages(label: str) -> ProgressFn:
 
 def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,0 +1,166 @@
+"""A bundle image in memory and on disk."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
+from torch import Tensor
+
+from kiss3d_infer.bundle import normals as normal_code
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.config import explain
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import writing
+
+_EXIF_IMAGE_DESCRIPTION = 0x010E
+_MAX_PIXELS = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Four (or more) RGB views above their normal maps.
+
+    Attributes:
+        image: [3, R*T, V*T] float32 in [0, 1], row 0 at the top; background white in every row.
+        layout: what each tile shows.
+    """
+
+    image: Tensor
+    layout: BundleLayout = PUBLISHED
+
+    def __post_init__(self) -> None:
+        self.layout.tile_of(self.image.shape[2], self.image.shape[1])
+
+    @property
+    def tile(self) -> int:
+        """Side of a tile in pixels."""
+        return self.image.shape[1] // len(self.layout.rows)
+
+    @property
+    def rgb(self) -> Tensor:
+        """sRGB views [V, 3, T, T] on white."""
+        return self._row("rgb")
+
+    @property
+    def normal_colors(self) -> Tensor:
+        """Encoded camera-space normals [V, 3, T, T] on white."""
+        return self._row("normal")
+
+    def _row(self, name: Literal["rgb", "normal"]) -> Tensor:
+        top = self.layout.rows.index(name) * self.tile
+        strip = self.image[:, top : top + self.tile]
+        tiles = strip.reshape(3, self.tile, self.layout.num_views, self.tile)
+        return tiles.permute(2, 0, 1, 3)
+
+    @classmethod
+    def from_views(
+        cls,
+        rgb: Tensor,  # [V, 3, T, T] sRGB
+        normals_world: Tensor,  # [V, 3, T, T] unit
+        alpha: Tensor,  # [V, 1, T, T]
+        layout: BundleLayout = PUBLISHED,
+    ) -> "Bundle":
+        """Compose views into one image, encoding the normals before compositing on white.
+
+        Args:
+            rgb: [V, 3, T, T] sRGB in [0, 1]; what lies outside alpha does not matter.
+            normals_world: [V, 3, T, T] unit world-space normals.
+            alpha: [V, 1, T, T] coverage in [0, 1].
+            layout: one column per view.
+        """
+        colors = normal_code.encode(normal_code.to_camera(normals_world, layout))
+        views = {"rgb": rgb, "normal": colors}
+        strips = []
+        for row in layout.rows:
+            on_white = views[row] * alpha + (1 - alpha)
+            strips.append(on_white.permute(1, 2, 0, 3).flatten(2))
+        return cls(torch.cat(strips, 1).clamp(0, 1).float().cpu(), layout)
+
+    def resized(self, tile: int) -> "Bundle":
+        """The same bundle with another tile size (area filter, each tile by itself)."""
+        if tile == self.tile:
+            return self
+        views = torch.cat([self._row(row) for row in self.layout.rows])
+        small = torch.nn.functional.interpolate(
+            views, size=(tile, tile), mode="bilinear", antialias=True, align_corners=False
+        )
+        width, height = self.layout.image_size(tile)
+        grid = small.reshape(len(self.layout.rows), self.layout.num_views, 3, tile, tile)
+        return Bundle(grid.permute(2, 0, 3, 1, 4).reshape(3, height, width), self.layout)
+
+    def to_pil(self) -> Image.Image:
+        """The bundle as an 8-bit RGB picture."""
+        pixels = (self.image * 255).round().byte().permute(1, 2, 0)
+        return Image.fromarray(pixels.contiguous().numpy())
+
+
+def encode_image(bundle: Bundle, image_format: Literal["png", "webp"]) -> bytes:
+    """The bundle as lossless 8-bit PNG or WebP bytes with its layout inside (Exif description)."""
+    exif = Image.Exif()
+    exif[_EXIF_IMAGE_DESCRIPTION] = bundle.layout.model_dump_json()
+    buffer = io.BytesIO()
+    if image_format == "png":
+        bundle.to_pil().save(buffer, "PNG", exif=exif)
+    else:
+        bundle.to_pil().save(buffer, "WEBP", lossless=True, quality=80, method=4, exif=exif)
+    return buffer.getvalue()
+
+
+def save_bundle(bundle: Bundle, path: Path) -> None:
+    """Write a PNG or WebP file, chosen by the suffix; it appears only when whole.
+
+    Raises:
+        InputError: another suffix, or the folder cannot be written.
+    """
+    image_format = path.suffix.lower().removeprefix(".")
+    if image_format not in ("png", "webp"):
+        raise InputError("a bundle is saved as .png or .webp", where=path)
+    data = encode_image(bundle, "png" if image_format == "png" else "webp")
+    with writing(path) as aside:
+        aside.write_bytes(data)
+
+
+def load_bundle(source: Path | bytes, layout: BundleLayout | None = None) -> Bundle:
+    """Read a bundle image; transparent pixels are composited on white.
+
+    Args:
+        source: a file, or the encoded image itself.
+        layout: overrides the layout stored in the image; without either, the published one.
+
+    Raises:
+        InputError: no such file, no image, too large, an unknown layout, or another aspect.
+    """
+    where = source if isinstance(source, Path) else None
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            if picture.width * picture.height > _MAX_PIXELS:
+                raise InputError(f"the image is larger than {_MAX_PIXELS} pixels", where=where)
+            layout = layout or _stored_layout(picture)
+            layout.tile_of(picture.width, picture.height)
+            pixels = np.asarray(picture.convert("RGBA"))
+    except FileNotFoundError as error:
+        raise InputError("no such bundle image", where=where, fix="check the path") from error
+    except InputError as error:
+        raise InputError(error.what, where=where, fix=error.fix) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            "the bundle is no readable image", where=where, fix="give a whole PNG or WebP file"
+        ) from error
+    values = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    return Bundle(values[:3] * values[3:] + (1 - values[3:]), layout)
+
+
+def _stored_layout(picture: Image.Image) -> BundleLayout:
+    text = picture.getexif().get(_EXIF_IMAGE_DESCRIPTION)
+    if not isinstance(text, str) or not text.startswith("{"):
+        return PUBLISHED
+    try:
+        return BundleLayout.model_validate_json(text)
+    except ValidationError as error:
+        reason = explain(error, BundleLayout)
+        raise InputError(f"the image holds a layout this version cannot read: {reason}") from error

@@ -1,0 +1,82 @@
+"""Silhouettes of a bundle's views, from its white background."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from kiss3d_infer.bundle.image import Bundle
+
+# A unit normal's colour is at least (sqrt(3) - 1) / 2 = 0.366 from white; half of it separates the
+# object from the background where an edge pixel mixes both.
+_NORMAL_THRESHOLD = 0.183
+_RGB_THRESHOLD = 0.06
+_NOISE_FLOOR = 0.04
+_SPECK_SHARE = 5e-4
+
+
+def silhouettes(bundle: Bundle) -> Tensor:
+    """Coverage [V, 1, T, T] in [0, 1] of each view, soft at the edges.
+
+    The normal row decides, because white surfaces vanish in the RGB row but no unit normal encodes
+    to white; the RGB row confirms: specks of the normal row that it does not know are dropped.
+    """
+    masks = []
+    for normal, rgb in zip(bundle.normal_colors, bundle.rgb, strict=True):
+        alpha = _unmixed_alpha(normal.permute(1, 2, 0).numpy())
+        alpha[_unconfirmed_specks(alpha > 0.5, _rgb_mask(rgb))] = 0
+        masks.append(alpha)
+    return torch.from_numpy(np.stack(masks)[:, None].astype(np.float32))
+
+
+def normal_masks(bundle: Bundle) -> NDArray[np.bool_]:
+    """Binary silhouettes [V, T, T] of the normal row alone."""
+    distance = (1 - bundle.normal_colors).norm(dim=1)
+    return np.asarray(distance > _NORMAL_THRESHOLD)
+
+
+def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:
+    """Binary silhouettes [V, T, T] of the RGB row alone; enclosed white regions count as inside."""
+    return np.stack([_rgb_mask(view) for view in bundle.rgb])
+
+
+def _rgb_mask(rgb: Tensor) -> NDArray[np.bool_]:
+    distance = (1 - rgb).norm(dim=0).numpy()
+    return np.asarray(ndimage.binary_fill_holes(distance > _RGB_THRESHOLD))
+
+
+def _unmixed_alpha(colors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Coverage of each pixel of a normal map [T, T, 3] composited on white.
+
+    An edge pixel is alpha * colour + (1 - alpha) * white; projecting its distance from white on
+    that of the nearby interior colours solves for alpha.
+    """
+    from_white = 1 - colors
+    distance = np.linalg.norm(from_white, axis=-1)
+    touched = distance > _NOISE_FLOOR
+    interior = ndimage.binary_erosion(touched, np.ones((3, 3)), border_value=1)
+    weights = ndimage.uniform_filter(interior.astype(np.float32), 5)
+    nearby = (
+        np.stack(
+            [ndimage.uniform_filter(from_white[..., c] * interior, 5) for c in range(3)], axis=-1
+        )
+        / np.maximum(weights, 1e-6)[..., None]
+    )
+    projected = (from_white * nearby).sum(-1) / np.maximum((nearby**2).sum(-1), 1e-6)
+    # Parts too thin to have an interior (a wire) are judged by their distance alone.
+    thin = distance / (2 * _NORMAL_THRESHOLD)
+    edge = np.where(weights > 1e-3, projected, thin)
+    alpha = np.where(interior & (distance > _NORMAL_THRESHOLD), 1.0, edge * touched)
+    return np.asarray(np.clip(alpha, 0, 1), dtype=np.float32)
+
+
+def _unconfirmed_specks(mask: NDArray[np.bool_], rgb_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 0:
+        return mask
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    confirmed = np.bincount(labels.ravel(), rgb_mask.ravel(), minlength=count + 1) > 0
+    drop = (areas < _SPECK_SHARE * mask.size) & ~confirmed
+    drop[0] = False
+    return np.asarray(ndimage.grey_dilation(drop[labels].astype(np.uint8), 3) > 0)

@@ -1,0 +1,100 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kiss3d_infer.bundle import PUBLISHED, Bundle, BundleLayout, load_bundle, save_bundle
+from kiss3d_infer.errors import InputError
+
+
+def random_bundle(layout: BundleLayout = PUBLISHED, tile: int = 32) -> Bundle:
+    width, height = layout.image_size(tile)
+    generator = torch.Generator().manual_seed(0)
+    return Bundle(torch.randint(0, 256, (3, height, width), generator=generator) / 255, layout)
+
+
+def test_tiles_are_cut_in_published_order() -> None:
+    image = torch.zeros(3, 64, 128)
+    image[:, :32, 32:64] = 0.25
+    image[:, 32:, 96:] = 0.75
+    bundle = Bundle(image)
+    assert bundle.rgb.shape == (4, 3, 32, 32)
+    assert torch.all(bundle.rgb[1] == 0.25)
+    assert bundle.rgb.sum() == bundle.rgb[1].sum()
+    assert torch.all(bundle.normal_colors[3] == 0.75)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_saving_is_lossless_and_keeps_the_layout(tmp_path: Path, suffix: str) -> None:
+    layout = BundleLayout(azimuths=(0, 90, 180), elevations=(20, -10, 20))
+    bundle = random_bundle(layout)
+    save_bundle(bundle, tmp_path / f"b{suffix}")
+    loaded = load_bundle(tmp_path / f"b{suffix}")
+    assert loaded.layout == layout
+    assert torch.equal(loaded.image, bundle.image)
+    assert [p.name for p in tmp_path.iterdir()] == [f"b{suffix}"]
+
+
+def test_composing_and_splitting_are_inverse() -> None:
+    alpha = torch.ones(4, 1, 16, 16)
+    rgb = torch.rand(4, 3, 16, 16)
+    normals = torch.nn.functional.normalize(torch.randn(4, 3, 16, 16), dim=1)
+    assert torch.equal(Bundle.from_views(rgb, normals, alpha).rgb, rgb)
+
+
+def test_background_is_white_in_both_rows_whatever_lies_there() -> None:
+    bundle = Bundle.from_views(
+        torch.rand(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.zeros(4, 1, 8, 8)
+    )
+    assert torch.all(bundle.image == 1)
+
+
+def test_transparent_pictures_are_composited_on_white() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((64, 128, 4), np.uint8)).save(buffer, "PNG")
+    assert torch.all(load_bundle(buffer.getvalue()).image == 1)
+
+
+def test_resizing_keeps_each_tile_apart() -> None:
+    image = torch.ones(3, 64, 128)
+    image[:, :32, :32] = 0
+    small = Bundle(image).resized(8)
+    assert small.tile == 8
+    assert small.rgb[0].max() < 1e-6 and small.rgb[1:].min() > 1 - 1e-6
+    assert small.normal_colors.min() > 1 - 1e-6
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n truncated"])
+def test_broken_images_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(InputError, match="no readable image"):
+        load_bundle(tmp_path / "b.png")
+
+
+def test_truncated_image_is_refused(tmp_path: Path) -> None:
+    save_bundle(random_bundle(), tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    with pytest.raises(InputError, match="no readable image"):
+        load_bundle(data[: len(data) // 2])
+
+
+def test_missing_file_wrong_aspect_and_wrong_suffix_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such bundle"):
+        load_bundle(tmp_path / "absent.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
+    with pytest.raises(InputError, match=r"square\.png.*4 : 2"):
+        load_bundle(tmp_path / "square.png")
+    with pytest.raises(InputError, match=r"\.png or \.webp"):
+        save_bundle(random_bundle(), tmp_path / "b.jpg")
+
+
+def test_stored_layout_of_another_version_is_refused() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = '{"version": 2}'
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 64)).save(buffer, "PNG", exif=exif)
+    with pytest.raises(InputError, match="cannot read"):
+        load_bundle(buffer.getvalue())

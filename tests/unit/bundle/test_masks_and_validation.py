@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import Tensor
+
+from kiss3d_infer.bundle import PUBLISHED, Bundle, silhouettes, validate
+
+
+def ball_views(
+    tile: int = 64, radius: float = 0.8, shift: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(camera normals, alpha) of an orthographic ball, supersampled, and its grey RGB."""
+    fine = tile * 4
+    axis = (torch.arange(fine) + 0.5) / fine * 2 - 1
+    y, x = torch.meshgrid(-axis, axis - shift, indexing="ij")
+    z = (radius**2 - x**2 - y**2).clamp(min=0).sqrt()
+    inside = (x**2 + y**2 < radius**2).float()
+    normals = torch.stack([x, y, z]) / radius * inside
+    pool = torch.nn.functional.avg_pool2d
+    alpha = pool(inside[None, None], 4)
+    mean = torch.nn.functional.normalize(pool(normals[None], 4), dim=1)
+    return mean.repeat(4, 1, 1, 1), alpha.repeat(4, 1, 1, 1), torch.full((4, 3, tile, tile), 0.6)
+
+
+def bundle_of(normals: Tensor, alpha: Tensor, rgb: Tensor) -> Bundle:
+    from kiss3d_infer.bundle.normals import to_world
+
+    return Bundle.from_views(rgb, to_world(normals, PUBLISHED), alpha)
+
+
+def test_soft_silhouettes_are_recovered() -> None:
+    normals, alpha, rgb = ball_views()
+    recovered = silhouettes(bundle_of(normals, alpha, rgb))
+    assert (recovered - alpha).abs().max() < 0.35
+    assert (recovered - alpha).abs().mean() < 0.002
+
+
+def test_white_objects_keep_their_silhouette() -> None:
+    normals, alpha, rgb = ball_views()
+    recovered = silhouettes(bundle_of(normals, alpha, torch.ones_like(rgb)))
+    assert (recovered > 0.5).float().mean().item() == pytest.approx(
+        (alpha > 0.5).float().mean().item(), rel=0.01
+    )
+
+
+def test_specks_without_colour_are_dropped() -> None:
+    normals, alpha, rgb = ball_views()
+    image = bundle_of(normals, alpha, rgb).image.clone()
+    image[:, 64 + 2, 2] = torch.tensor([0.5, 0.5, 1.0])
+    assert silhouettes(Bundle(image))[0, 0, :4, :4].max() == 0
+
+
+def test_exact_bundle_is_valid() -> None:
+    report = validate(bundle_of(*ball_views()))
+    assert report.ok, report.problems
+    assert report.measurements["unit_normal_error"] < 0.01
+    assert report.measurements["silhouette_iou"] > 0.95
+    assert report.measurements["mirror_iou"] > 0.99
+
+
+def test_all_white_bundle_is_empty() -> None:
+    report = validate(Bundle(torch.ones(3, 128, 256)))
+    assert report.measurements["empty_tiles"] == 4
+    assert any("empty" in problem for problem in report.problems)
+
+
+def test_noise_is_refused() -> None:
+    noise = torch.rand(3, 128, 256, generator=torch.Generator().manual_seed(0))
+    assert not validate(Bundle(noise)).ok
+
+
+def test_object_cut_off_at_a_tile_edge_is_named_by_view() -> None:
+    report = validate(bundle_of(*ball_views(shift=0.5)))
+    assert report.measurements["clipped_tiles"] == 4
+    assert any("cut off" in problem for problem in report.problems)
+
+
+def test_rows_that_disagree_are_refused() -> None:
+    normals, alpha, rgb = ball_views()
+    image = bundle_of(normals, alpha, rgb).image.clone()
+    image[:, :64, :64] = bundle_of(*ball_views(radius=0.4)).image[:, :64, :64]
+    report = validate(Bundle(image))
+    assert report.measurements["silhouette_iou"] < 0.5
+    assert any("silhouettes differ" in problem for problem in report.problems)
+
+
+def test_opposite_views_that_disagree_are_refused() -> None:
+    image = bundle_of(*ball_views()).image.clone()
+    image[:, :, 128:192] = bundle_of(*ball_views(radius=0.4)).image[:, :, 128:192]
+    assert any("opposite views" in problem for problem in validate(Bundle(image)).problems)
+
+
+def test_inverted_normals_are_refused() -> None:
+    normals, alpha, rgb = ball_views()
+    report = validate(bundle_of(-normals, alpha, rgb))
+    assert report.measurements["backfacing_share"] > 0.9
+    assert not report.ok
