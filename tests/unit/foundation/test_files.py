@@ -1,0 +1,49 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of, writable_folder, writing
+
+
+def test_file_appears_only_when_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with writing(path) as aside:
+        aside.write_text("whole")
+        assert not path.exists()
+        assert aside.suffix == ".txt"
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_writing_keeps_what_was_there(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), writing(path) as aside:
+        aside.write_text("ne")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        writable_folder(tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        writable_folder(Path("/proc/kiss3d"))
+
+
+def test_checksum_of_bytes_and_file_agree(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(b"abc") == sha256_of(tmp_path / "a") == known
+
+
+def test_input_error_keeps_its_parts_across_processes() -> None:
+    error = pickle.loads(pickle.dumps(InputError("bad", where=Path("a"), fix="mend it")))  # noqa: S301
+    assert str(error) == "bad (a): mend it"
