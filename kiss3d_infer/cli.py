@@ -1,0 +1,124 @@
+"""Commands that turn prompts and bundles into assets; the root command lives with training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[
+    Path, typer.Option("--model", help="Flux base: a diffusers folder or a .safetensors file.")
+]
+Lora = Annotated[Path | None, typer.Option("--lora", help="Bundle LoRA (.safetensors).")]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same bundle.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Tile = Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Distilled guidance.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; default: cuda when there is one.")]
+Init = Annotated[Literal["carve", "hull", "sphere"], typer.Option(help="Start shape.")]
+Faces = Annotated[int, typer.Option(min=100, help="Target number of triangles.")]
+TextureSize = Annotated[int, typer.Option(min=64, help="Side of the texture in pixels.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on although the bundle fails validation.")]
+
+DEFAULT_MODEL = Path("models/FLUX.1-dev")
+
+
+def doctor(
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up", help="Also compile the CPU kernels now.")
+    ] = False,
+) -> None:
+    """Say what this machine can do: devices, memory, versions, and what is missing."""
+    from kiss3d_infer.doctor import print_report
+
+    print_report(warm_up=warm_up)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a red wooden chair'.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle image, .png or .webp.")],
+    model: Model = DEFAULT_MODEL,
+    lora: Lora = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.5,
+    tile: Tile = 512,
+    device: Device = "auto",
+) -> None:
+    """Draw a 3D bundle image from a prompt."""
+    from kiss3d_infer.bundle import save_bundle, validate
+    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.flux.base import load_base
+    from kiss3d_infer.flux.lora import apply_lora
+    from kiss3d_infer.flux.sampling import generate_bundle
+    from kiss3d_infer.progress import show_stages
+
+    where = pick_device(device)
+    pipeline = load_base(model, dtype=where.dtype, device=where.name)
+    if lora is not None:
+        apply_lora(pipeline, lora)
+    bundle = generate_bundle(
+        pipeline,
+        prompt,
+        tile=tile,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        on_progress=show_stages("generate"),
+    )
+    save_bundle(bundle, out)
+    problems = validate(bundle).problems
+    typer.echo(f"{out}" + "".join(f"\n  warning: {problem}" for problem in problems))
+
+
+def reconstruct(
+    bundle: Annotated[Path, typer.Argument(help="Bundle image, .png or .webp.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Asset: .glb, .obj, .ply or .stl.")],
+    init: Init = "carve",
+    faces: Faces = 20_000,
+    texture_size: TextureSize = 1024,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Turn a bundle image into a textured mesh."""
+    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.progress import show_stages
+    from kiss3d_infer.reconstruct import ReconstructSettings
+    from kiss3d_infer.tasks.bundle_to_mesh import bundle_to_mesh
+
+    asset = bundle_to_mesh(
+        bundle,
+        out,
+        settings=ReconstructSettings(init=init, num_faces=faces, texture_size=texture_size),
+        device=pick_device(device).name,
+        force=force,
+        on_progress=show_stages("reconstruct"),
+    )
+    typer.echo(f"{out}  " + "  ".join(f"{k} {v:.3g}" for k, v in asset.measurements.items()))
+
+
+def text_to_3d(
+    prompt: Annotated[str, typer.Argument(help="What to make, e.g. 'a red wooden chair'.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Asset: .glb, .obj, .ply or .stl.")],
+    model: Model = DEFAULT_MODEL,
+    lora: Lora = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.5,
+    tile: Tile = 512,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Make a textured mesh from a prompt."""
+    raise NotImplementedError
+
+
+def serve(
+    config: Annotated[Path, typer.Argument(help="Serving recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a value: --set http.port=9000")
+    ] = None,
+) -> None:
+    """Serve the HTTP API with Ray Serve until interrupted."""
+    from kiss3d_infer.serve.run import serve as run_server
+
+    run_server(config, overrides or ())

@@ -1,0 +1,162 @@
+"""The command `kiss3d`. Bodies are thin, and import what they need when they run."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kiss3d_infer import cli as infer
+from kiss3d_infer.errors import InputError
+
+app = typer.Typer(
+    help="Draw 3D bundle images with Flux and reconstruct them into textured meshes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="From meshes to shards of captioned bundles.", no_args_is_help=True)
+fetch = typer.Typer(help="Fetch public data sets.", no_args_is_help=True)
+train = typer.Typer(help="Fine-tune a bundle LoRA with Ray Train.", no_args_is_help=True)
+app.add_typer(data, name="data")
+data.add_typer(fetch, name="fetch")
+app.add_typer(train, name="train")
+
+_verbose = False
+
+Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/train/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+
+
+def main() -> None:
+    """Run the command: exit 0 ok, 1 failed, 2 bad input; errors are one plain sentence."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    if _verbose:
+        traceback.print_exc()
+    hint = "" if _verbose or code == 2 else " (kiss3d -v ... shows the traceback)"
+    print(f"kiss3d: {sentence}{hint}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")] = False,
+) -> None:
+    global _verbose
+    _verbose = verbose
+
+
+@app.command()
+def demo(out: Out = Path("demo")) -> None:
+    """Everything end to end on this machine: data, training, generation, reconstruction."""
+    from kiss3d_train.demo import run_demo
+
+    run_demo(out)
+
+
+for command in (infer.doctor, infer.generate, infer.reconstruct, infer.text_to_3d, infer.serve):
+    app.command()(command)
+
+
+@fetch.command()
+def furniture(out: Out = Path("data/furniture")) -> None:
+    """Fetch Sweet Home 3D's 820 furniture models (CC0, CC-BY) from Debian's archive."""
+    from kiss3d_train.data.furniture import fetch_furniture
+
+    for library in fetch_furniture(out):
+        typer.echo(library)
+
+
+@data.command()
+def render(
+    source: Annotated[str, typer.Option(help="A folder, a .sh3f file, or toybox:N.")],
+    out: Out,
+    tile: Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
+) -> None:
+    """Render meshes into bundle images; run it again to resume."""
+    from kiss3d_train.data.render import render_source
+
+    summary = render_source(source, out, tile=tile, limit=limit)
+    typer.echo(summary)
+
+
+@data.command()
+def shard(
+    rendered: Annotated[Path, typer.Argument(help="Folder left by 'data render'.")],
+    out: Out,
+) -> None:
+    """Pack rendered bundles into WebDataset tars with an index and checksums."""
+    from kiss3d_train.data.shards import write_shards
+
+    typer.echo(write_shards(rendered, out))
+
+
+@data.command()
+def encode(
+    shards: Annotated[Path, typer.Argument(help="Folder left by 'data shard'.")],
+    base: infer.Model,
+    out: Out,
+) -> None:
+    """Cache VAE latents and text embeddings of a base model."""
+    from kiss3d_train.data.encode import encode_shards
+
+    typer.echo(encode_shards(shards, base, out))
+
+
+@data.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], out: Out) -> None:
+    """Print statistics of a data set and write a contact sheet."""
+    from kiss3d_train.data.shards import inspect as inspect_shards
+
+    typer.echo(inspect_shards(folder, out))
+
+
+@data.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+    """Check every checksum and image of a data set."""
+    from kiss3d_train.data.shards import verify as verify_shards
+
+    typer.echo(verify_shards(folder))
+
+
+@train.command()
+def validate(config: Recipe, overrides: Overrides = None) -> None:
+    """Check a recipe and report every mistake at once."""
+    from kiss3d_infer.config import load_config
+    from kiss3d_train.config import TrainConfig
+
+    load_config(TrainConfig, config, overrides or ())
+    typer.echo(f"{config} is valid")
+
+
+@train.command()
+def plan(config: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved recipe, the batch arithmetic and a memory estimate; take no device."""
+    from kiss3d_infer.config import load_config
+    from kiss3d_train.config import TrainConfig
+    from kiss3d_train.plan import make_plan
+
+    make_plan(load_config(TrainConfig, config, overrides or ())).show()
+
+
+@train.command()
+def run(config: Recipe, overrides: Overrides = None) -> None:
+    """Train; a run that was stopped goes on with --set run.resume=auto."""
+    from kiss3d_infer.config import load_config
+    from kiss3d_train.config import TrainConfig
+    from kiss3d_train.run import run_training
+
+    typer.echo(run_training(load_config(TrainConfig, config, overrides or ())))

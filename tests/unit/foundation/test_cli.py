@@ -1,0 +1,52 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def kiss3d(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from kiss3d_train.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, kiss3d_train.cli;"
+        "heavy = {'torch', 'numpy', 'ray', 'diffusers', 'mlflow', 'deepspeed', 'pydantic'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "No such command"),
+        (["train", "validate", "absent.yaml"], "no such configuration file"),
+        (["reconstruct", "absent.png", "-o", "a.glb"], "no such bundle image"),
+        (["generate", "a chair", "-o", "b.png", "--device", "tpu"], "device"),
+        (["data", "render", "--source", "nowhere", "--out", "o"], "nowhere"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    result = kiss3d(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
+    result = kiss3d("-v", "train", "validate", "absent.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+
+
+def test_doctor_reports_every_library() -> None:
+    result = kiss3d("doctor")
+    assert result.returncode == 0
+    for name in ("torch", "deepspeed", "mlflow", "memory", "disk"):
+        assert name in result.stdout
