@@ -1,0 +1,292 @@
+"""Base models: a `FluxPipeline` from a folder or a single file, and small ones made on the spot."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of, writable_folder
+from kiss3d_infer.flux.tokenizers import everyday_words, make_clip_tokenizer, make_t5_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+"""The networks of a base. `text_encoder` is CLIP, `text_encoder_2` is T5."""
+
+_TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
+
+
+def create_random_base(config_folder: Path, out: Path, seed: int) -> Path:
+    """Write a complete base with random weights, the same for the same configuration and seed.
+
+    The VAE's scaling and shift factors are measured, so that its latents have mean 0 and standard
+    deviation 1 over smooth random images, as a trained VAE's have over photographs.
+
+    Args:
+        config_folder: the configuration of every part, e.g. `configs/models/demo`.
+        out: the diffusers folder to make; appears only when whole.
+        seed: of the weights.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: the configuration is not found, or `out` exists.
+    """
+    _require_index(config_folder)
+    if out.exists():
+        raise InputError("it exists already", where=out, fix="choose another folder or delete it")
+    aside = writable_folder(out.parent) / f".{out.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with torch.random.fork_rng(devices=[]), _quiet_libraries():
+            torch.manual_seed(seed)
+            _random_pipeline(config_folder).save_pretrained(aside, safe_serialization=True)
+        aside.replace(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def load_base(
+    path: Path,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    parts: Collection[str] = PARTS,
+) -> "FluxPipeline":
+    """Load a base from a diffusers folder, or from one .safetensors file in such a folder.
+
+    A single file (bf16 or fp8, as published for FLUX.1-dev) gives the parts it holds; the folder
+    it lies in gives the configuration, the tokenizers and the other parts.
+
+    Nothing is downloaded and nothing is unpickled.
+
+    Args:
+        path: the folder or the file.
+        dtype: bfloat16, float16 or float32; the weights are converted to it.
+        device: where the weights go.
+        parts: which of `PARTS` to load; the others are None in the pipeline. A text encoder comes
+            with its tokenizer, and the scheduler always comes.
+
+    Raises:
+        InputError: something is missing, is not Flux, or cannot be read.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}", fix=f"choose one of {', '.join(_DTYPES)}")
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"unknown parts: {sorted(unknown)}")
+    if not path.exists():
+        raise InputError(
+            "there is no base model here",
+            where=path,
+            fix="give the folder of a FLUX.1-dev download, or make a small random one "
+            "(`kiss3d demo` does)",
+        )
+    load = _load_file if path.is_file() else _load_folder
+    with _quiet_libraries():
+        pipeline = load(path, _DTYPES[dtype], parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def base_identity(path: Path) -> str:
+    """SHA-256 over the names and contents of a base's configuration, vocabulary and weights.
+
+    It does not depend on where the base lies. 34 GB of FLUX.1-dev take about half a minute.
+    """
+    folder = path if path.is_dir() else path.parent
+    index = _require_index(folder)
+    names = sorted(name for name in index if not name.startswith("_"))
+    files = [file for name in names for file in sorted((folder / name).glob("*"))]
+    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    if path.is_file():
+        files.append(path)
+    digest = hashlib.sha256()
+    for file in [folder / "model_index.json", *files]:
+        line = f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxPipeline":
+    from diffusers import FluxPipeline
+
+    _require_index(folder)
+    for part in parts:
+        _require_weights(folder / part)
+        _require_tokenizer(folder, part)
+    with _explaining(folder):
+        return FluxPipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            **_absent(parts),
+        )
+
+
+def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxPipeline":
+    from diffusers import FluxPipeline
+
+    if file.suffix != ".safetensors":
+        raise InputError(
+            "a single-file base must be .safetensors",
+            where=file,
+            fix="convert it; pickles may run code",
+        )
+    folder = file.parent
+    _require_index(folder)
+    for part in parts:
+        _require_tokenizer(folder, part)
+    beside = [part for part in parts if part != "transformer" and _has_weights(folder / part)]
+    supplied = {}
+    if beside:
+        others = _load_folder(folder, dtype, beside)
+        supplied = {part: getattr(others, part) for part in beside}
+    with _explaining(file):
+        return FluxPipeline.from_single_file(
+            str(file),
+            config=str(folder),
+            dtype=dtype,
+            local_files_only=True,
+            **_absent(parts),
+            **supplied,
+        )
+
+
+def _absent(parts: Collection[str]) -> dict[str, None]:
+    """Keywords that tell diffusers to leave out the parts nobody asked for."""
+    names = [part for part in PARTS if part not in parts]
+    return dict.fromkeys([*names, *(_TOKENIZER_OF[n] for n in names if n in _TOKENIZER_OF)])
+
+
+def _require_index(folder: Path) -> dict[str, Any]:
+    file = folder / "model_index.json"
+    try:
+        index: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            "a base folder needs model_index.json and one folder per part",
+            where=folder,
+            fix="give a diffusers folder; for a single file, put the contents of "
+            "configs/models/flux1-dev and FLUX.1-dev's tokenizers beside it",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("not valid JSON", where=file, fix="fetch the base again") from error
+    if index.get("_class_name") != "FluxPipeline":
+        raise InputError(
+            f"this is a {index.get('_class_name')}", where=folder, fix="give a FluxPipeline"
+        )
+    return index
+
+
+def _has_weights(part: Path) -> bool:
+    return any(part.glob("*.safetensors"))
+
+
+def _require_weights(part: Path) -> None:
+    if _has_weights(part):
+        return
+    pickled = any(part.glob("*.bin")) or any(part.glob("*.pt"))
+    raise InputError(
+        "only pickled weights here, which are never loaded" if pickled else "no weights here",
+        where=part,
+        fix="convert them to .safetensors" if pickled else "the download may be incomplete",
+    )
+
+
+def _require_tokenizer(folder: Path, part: str) -> None:
+    tokenizer = folder / _TOKENIZER_OF.get(part, "scheduler")
+    needed = ("tokenizer.json", "vocab.json", "spiece.model", "scheduler_config.json")
+    if not any((tokenizer / name).is_file() for name in needed):
+        raise InputError(
+            "no vocabulary here",
+            where=tokenizer,
+            fix="copy this folder from the FLUX.1-dev download",
+        )
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn the libraries' errors about a broken file into ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the base cannot be read: {reason}", where=path, fix="fetch or make it again"
+        ) from error
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silence the libraries' progress bars and hints; what matters is raised as an error."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()
+
+
+def _random_pipeline(folder: Path) -> "FluxPipeline":
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        FluxPipeline,
+        FluxTransformer2DModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    words = everyday_words()
+    clip_tokenizer = make_clip_tokenizer(words, _max_length(folder / "tokenizer"))
+    t5_tokenizer = make_t5_tokenizer(words, _max_length(folder / "tokenizer_2"))
+    clip = CLIPTextConfig.from_pretrained(folder / "text_encoder", vocab_size=len(clip_tokenizer))
+    t5 = T5Config.from_pretrained(folder / "text_encoder_2", vocab_size=len(t5_tokenizer))
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+    _measure_latents(vae)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=vae,
+        text_encoder=CLIPTextModel(clip),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=t5_tokenizer,
+        transformer=FluxTransformer2DModel.from_config(
+            FluxTransformer2DModel.load_config(folder / "transformer")
+        ),
+    )
+
+
+def _max_length(tokenizer: Path) -> int:
+    return int(json.loads((tokenizer / "tokenizer_config.json").read_text())["model_max_length"])
+
+
+def _measure_latents(vae: Any) -> None:
+    """Set the factors with which (latents - shift) * scaling has mean 0 and deviation 1."""
+    coarse = torch.rand(16, 3, 4, 4)
+    images = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        latents = vae.encode(images * 2 - 1).latent_dist.mean
+    vae.register_to_config(
+        shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
+    )

@@ -1,0 +1,249 @@
+"""LoRA files: load diffusers', kohya's and x-flux' layouts, save in diffusers'."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of, writing
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+"""The name that diffusers looks for in a folder."""
+
+LoraFormat = Literal["diffusers", "kohya", "x-flux"]
+
+_PREFIX = "transformer."
+_WEIGHT = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_DIFFUSERS_HEADER = "lora_adapter_metadata"
+_OUR_HEADER = "kiss3d"
+
+
+@dataclass(frozen=True)
+class LoraMetadata:
+    """What a LoRA file says about itself.
+
+    Attributes:
+        rank: of every layer.
+        alpha: delta W = alpha / rank * B @ A.
+        base: identity of the base it was trained on (`base_identity`).
+        data: digest of the data it was trained on.
+        layout: of the bundles it draws.
+    """
+
+    rank: int
+    alpha: float
+    base: str
+    data: str
+    layout: BundleLayout
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """A LoRA that was applied; `metadata` is None for files that others wrote."""
+
+    rank: int
+    num_layers: int
+    format: LoraFormat
+    metadata: LoraMetadata | None = None
+
+
+def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> LoraInfo:
+    """Load a LoRA into the pipeline and make it the active one.
+
+    Every tensor of the file must belong to a linear layer of the transformer and have its shape;
+    nothing is skipped in silence. An alpha is honoured in every format.
+
+    Args:
+        pipeline: with its transformer.
+        path: a .safetensors file, or a folder with `pytorch_lora_weights.safetensors`.
+        scale: strength; 1 is what it was trained for.
+
+    Raises:
+        InputError: the file cannot be read, or does not fit the base.
+    """
+    file = _lora_file(path)
+    tensors, header = _read(file)
+    lora_format = _format_of(tensors, file)
+    is_native = lora_format == "diffusers" and not any(key.endswith(".alpha") for key in tensors)
+    weights = tensors if is_native else _converted(tensors, lora_format, file)
+    ranks = _check_fit(weights, pipeline.transformer, file)
+    name = f"lora_{lora_identity(file)[:16]}"
+    if name not in getattr(pipeline.transformer, "peft_config", {}):
+        # Only a path brings the header along, with the alpha in it.
+        source = str(file) if is_native else weights
+        with warnings.catch_warnings(action="ignore"):  # peft's hints; the fit is checked above
+            pipeline.load_lora_weights(source, adapter_name=name, local_files_only=True)
+    pipeline.set_adapters([name], [scale])
+    return LoraInfo(max(ranks.values()), len(ranks), lora_format, _parse_metadata(header))
+
+
+def lora_identity(path: Path) -> str:
+    """SHA-256 of the file."""
+    return sha256_of(_lora_file(path))
+
+
+def save_lora(folder: Path, weights: Mapping[str, Tensor], metadata: LoraMetadata) -> Path:
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` takes as it is.
+
+    Args:
+        folder: created if needed.
+        weights: peft's state dict of the transformer, `<layer>.lora_A.weight` [rank, in] and
+            `<layer>.lora_B.weight` [out, rank].
+        metadata: goes into the file's header.
+
+    Returns:
+        The file.
+    """
+    from safetensors.torch import save_file
+
+    named = {_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    if strangers := [key for key in named if not _WEIGHT.fullmatch(key)]:
+        raise ValueError(f"not LoRA weights: {strangers[:3]}")
+    layers = sorted({key.split(".lora_")[0].removeprefix(_PREFIX) for key in named})
+    adapter = {"r": metadata.rank, "lora_alpha": metadata.alpha, "target_modules": layers}
+    ours = {
+        "rank": metadata.rank,
+        "alpha": metadata.alpha,
+        "base": metadata.base,
+        "data": metadata.data,
+        "layout": metadata.layout.model_dump(mode="json"),
+    }
+    header = {
+        "format": "pt",
+        _DIFFUSERS_HEADER: json.dumps({_PREFIX + key: value for key, value in adapter.items()}),
+        _OUR_HEADER: json.dumps(ours),
+    }
+    path = folder / FILE_NAME
+    with writing(path) as aside:
+        save_file(named, aside, metadata=header)
+    return path
+
+
+def _lora_file(path: Path) -> Path:
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            "there is no LoRA here", where=file, fix=f"give a file or a folder with {FILE_NAME}"
+        )
+    if file.suffix != ".safetensors":
+        raise InputError(
+            "a LoRA must be .safetensors", where=file, fix="convert it; pickles may run code"
+        )
+    return file
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+            return tensors, content.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", where=file) from error
+
+
+def _parse_metadata(header: Mapping[str, str]) -> LoraMetadata | None:
+    if _OUR_HEADER not in header:
+        return None
+    fields = json.loads(header[_OUR_HEADER])
+    fields["layout"] = BundleLayout.model_validate(fields["layout"])
+    return LoraMetadata(**fields)
+
+
+def _format_of(tensors: Mapping[str, Tensor], file: Path) -> LoraFormat:
+    if any(".lora_down." in key for key in tensors):
+        return "kohya"
+    if any(".processor." in key for key in tensors):
+        return "x-flux"
+    if any(".lora_A." in key for key in tensors):
+        return "diffusers"
+    raise InputError("no LoRA weights in this file", where=file, fix="give a LoRA for Flux")
+
+
+def _converted(
+    tensors: dict[str, Tensor], lora_format: LoraFormat, file: Path
+) -> dict[str, Tensor]:
+    """Rename to diffusers' keys, with every alpha multiplied into the weights."""
+    from diffusers import FluxPipeline
+
+    folded = _fold_alpha(tensors)
+    if lora_format == "diffusers":
+        return folded
+    try:
+        converted = FluxPipeline.lora_state_dict(folded)
+    # diffusers asserts the widths of FLUX.1-dev, and raises ValueError for keys it does not know.
+    except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
+        reason = (str(error) or "its layers are not FLUX.1-dev's").strip()[:200]
+        raise InputError(
+            f"this {lora_format} LoRA cannot be converted: {reason}", where=file
+        ) from error
+    # Layers outside the blocks come without the prefix, and load_lora_weights would drop them.
+    return {
+        key if key.startswith((_PREFIX, "text_encoder")) else _PREFIX + key: tensor
+        for key, tensor in converted.items()
+    }
+
+
+def _fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply alpha / rank into the first matrix and drop the alphas.
+
+    diffusers' converters do it for most layers, but forget the alpha of the final layer.
+    """
+    weights = dict(tensors)
+    for key, tensor in tensors.items():
+        if not key.endswith((".lora_down.weight", ".lora_A.weight")):
+            continue
+        alpha = weights.pop(key.rsplit(".", 2)[0] + ".alpha", None)
+        if alpha is not None:
+            # In float32: half precision has no room for the small products of a small alpha.
+            weights[key] = tensor.float() * (float(alpha) / tensor.shape[0])
+    return weights
+
+
+def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path) -> dict[str, int]:
+    """Return each layer's rank, or say which tensors have no place in the base."""
+    linear = {
+        name: module
+        for name, module in transformer.named_modules()
+        if hasattr(module, "in_features")
+    }
+    problems: list[str] = []
+    ranks: dict[str, int] = {}
+    for key, tensor in weights.items():
+        match = _WEIGHT.fullmatch(key)
+        layer = linear.get(match["layer"]) if match else None
+        if match is None or layer is None:
+            problems.append(f"{key} has no place in it")
+            continue
+        side = match["side"]
+        rank = tensor.shape[0 if side == "A" else 1]
+        expected = (rank, layer.in_features) if side == "A" else (layer.out_features, rank)
+        if tuple(tensor.shape) != expected:
+            problems.append(f"{key} is {tuple(tensor.shape)}, must be {expected}")
+        elif ranks.setdefault(match["layer"], rank) != rank:
+            problems.append(f"{match['layer']} has matrices of different ranks")
+    lone = [layer for layer in ranks if not _both_sides(layer, weights)]
+    problems += [f"{layer} has only one of its two matrices" for layer in lone]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"this LoRA does not fit the base: {'; '.join(problems[:3])}{more}",
+            where=file,
+            fix="use the base that it was trained on",
+        )
+    return ranks
+
+
+def _both_sides(layer: str, weights: Mapping[str, Tensor]) -> bool:
+    return all(f"{_PREFIX}{layer}.lora_{side}.weight" in weights for side in "AB")

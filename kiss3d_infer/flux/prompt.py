@@ -1,0 +1,60 @@
+"""The words around a caption; training and generation must use the same ones."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+
+def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:
+    """The sentences that ask for a bundle; the published weights were trained with them.
+
+    Source: Kiss3DGen's released pipeline (github.com/EnVision-Research/Kiss3DGen).
+    """
+    elevations = list(dict.fromkeys(layout.elevations))
+    if len(elevations) > 1:
+        elevations = list(layout.elevations)
+    angles = ", ".join(f"{elevation:g}" for elevation in elevations)
+    grid = f"{len(layout.rows)}x{layout.num_views}"
+    return f"A grid of {grid} multi-view image, elevation {angles}. White background."
+
+
+BUNDLE_PREFIX = bundle_prefix()
+
+
+def clip_prompt(layout: BundleLayout = PUBLISHED) -> str:
+    """What CLIP reads: the prefix alone, as its 77 tokens give one pooled vector only."""
+    return bundle_prefix(layout)
+
+
+def t5_prompt(caption: str, layout: BundleLayout = PUBLISHED) -> str:
+    """What T5 reads: the prefix, then the caption; an empty caption leaves the prefix."""
+    return f"{bundle_prefix(layout)} {caption.strip()}".strip()
+
+
+def t5_length(pipeline: "FluxPipeline") -> int:
+    """Tokens to which this base pads every T5 prompt: 512 for FLUX.1-dev."""
+    return min(512, int(pipeline.tokenizer_2.model_max_length))
+
+
+def encode_captions(
+    pipeline: "FluxPipeline", captions: Sequence[str], layout: BundleLayout = PUBLISHED
+) -> tuple[Tensor, Tensor]:
+    """Embed captions exactly as sampling does.
+
+    Returns:
+        T5 states [B, L, C] and pooled CLIP vectors [B, C'], in the encoders' dtype.
+    """
+    with torch.no_grad():
+        states, pooled, _ = pipeline.encode_prompt(
+            prompt=[clip_prompt(layout)] * len(captions),
+            prompt_2=[t5_prompt(caption, layout) for caption in captions],
+            max_sequence_length=t5_length(pipeline),
+        )
+    return states, pooled
