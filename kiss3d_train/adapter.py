@@ -1,0 +1,96 @@
+"""LoRA on the Flux transformer: which linears, in which precision, and how it starts."""
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import AdapterSection
+
+_ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+_MLP = (
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "proj_mlp",
+    "proj_out",
+)
+_PRESETS = {"attention": _ATTENTION, "all-linear": _ATTENTION + _MLP}
+_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+_PEFT_NAME = ".default"
+
+
+def target_modules(transformer: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
+    """Full names of the linears that get an adapter: those in a block with one of the endings.
+
+    Raises:
+        InputError: an ending given by the user matches no linear.
+    """
+    endings = _PRESETS[targets] if isinstance(targets, str) else targets
+    linears = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(_BLOCKS)
+    ]
+    matches = {end: [name for name in linears if f".{name}".endswith(f".{end}")] for end in endings}
+    unmatched = [end for end, names in matches.items() if not names]
+    if unmatched and not isinstance(targets, str):
+        raise InputError(
+            f"no linear of the transformer's blocks ends in {', '.join(unmatched)}",
+            where="adapter.targets",
+            fix="name modules as diffusers does, e.g. attn.to_q or ff.net.2",
+        )
+    return sorted({name for names in matches.values() for name in names})
+
+
+def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> list[str]:
+    """Freeze the transformer and add float32 LoRA weights; returns the adapted modules' names.
+
+    Float32 is needed whatever the base's precision: a LoRA weight of 0.01 stored in bfloat16 does
+    not change by an Adam step of 2e-5. Each matrix starts from its own generator, keyed by
+    (seed, module name): A uniform in +-1/sqrt(in_features) as in the reference LoRA, B zero.
+    """
+    from peft import LoraConfig
+
+    names = target_modules(transformer, config.targets)
+    transformer.requires_grad_(False)
+    transformer.add_adapter(
+        LoraConfig(r=config.rank, lora_alpha=config.resolved_alpha, target_modules=names)
+    )
+    for name, parameter in trainable_parameters(transformer).items():
+        parameter.data = _initial(name, parameter, seed)
+    return names
+
+
+def trainable_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA parameters by their name in a checkpoint, sorted, so that all ranks agree."""
+    found = {
+        name.replace(_PEFT_NAME, ""): parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.requires_grad
+    }
+    return dict(sorted(found.items()))
+
+
+def _initial(name: str, parameter: nn.Parameter, seed: int) -> Tensor:
+    if ".lora_B." in f"{name}.":
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    key = hashlib.sha256(repr((seed, name)).encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    bound = 1 / math.sqrt(parameter.shape[1])
+    values = rng.random(tuple(parameter.shape), dtype=np.float32) * (2 * bound) - bound
+    return torch.from_numpy(values).to(parameter.device)

@@ -1,0 +1,201 @@
+"""Everything a training recipe can say: one frozen section per concern, each field explained."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kiss3d_infer.config import Config
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sigma = Annotated[float, Field(gt=0, lt=1)]
+
+
+class RunSection(Config):
+    """Where the run lives, how long it takes and how it starts."""
+
+    dir: Path
+    """Folder of the run: checkpoints/, adapter/, summary.json. All nodes must see it."""
+    steps: Positive
+    """Optimizer steps from the beginning of training, counting those before a resume."""
+    seed: int = 0
+    """Determines adapter initialisation, sample order, noise, timesteps and caption dropout."""
+    resume: str = "auto"
+    """auto: continue from the newest intact checkpoint of run.dir, if any. never: run.dir must be
+    empty. Otherwise the path of a checkpoint to continue from."""
+    log_every: Positive = 10
+    """Steps between progress lines; in between metrics stay on the device, and no step waits."""
+
+
+class BaseSection(Config):
+    """The frozen Flux model that the adapter is trained on."""
+
+    path: Path
+    """A diffusers folder, or a single safetensors file."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the frozen weights; with bfloat16 the forward pass runs under autocast."""
+    gradient_checkpointing: bool = True
+    """Recompute each block in the backward pass: about a third more work, far less memory."""
+
+
+class DataSection(Config):
+    """What is trained on."""
+
+    shards: Path
+    """Folder of WebDataset shards, as written by `kiss3d data shard`."""
+    latents: Path | None = None
+    """Folder for cached latents and text embeddings; `<shards>.latents` when not given."""
+    global_batch: Positive
+    """Samples per optimizer step over all workers; part of the experiment, not of the hardware."""
+
+
+class AdapterSection(Config):
+    """Which linears of the transformer get a LoRA, and its size."""
+
+    rank: Positive = 64
+    """Rank of every adapted linear."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The update is scaled by alpha / rank; the rank itself (scale 1) when not given."""
+    targets: Literal["attention", "all-linear"] | tuple[str, ...] = "all-linear"
+    """attention: the projections of every block; all-linear: these and the MLPs; or module name
+    endings such as `attn.to_q`."""
+
+    @property
+    def resolved_alpha(self) -> float:
+        """Alpha as it is used and written into the adapter file."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
+class ObjectiveSection(Config):
+    """Rectified flow: which noise levels are trained, and how."""
+
+    timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
+    """Distribution of the timestep in (0, 1) before the shift."""
+    logit_mean: float = 0.0
+    """Mean of the normal variable behind logit_normal."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the normal variable behind logit_normal."""
+    base_shift: float | None = 0.5
+    """Shift mu at 256 image tokens; null leaves timesteps unshifted."""
+    max_shift: float = 1.15
+    """Shift mu at 4096 image tokens; linear in the token count, also beyond."""
+    guidance: float = 1.0
+    """Guidance fed to a guidance-distilled model; 1.0 trains the conditional velocity itself."""
+    caption_dropout: Share = 0.1
+    """Share of samples whose caption is left out; the sentence that asks for a bundle remains."""
+
+
+class OptimizerSection(Config):
+    """AdamW on the fp32 adapter weights, and the learning rate as a function of the step."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up; cosine falls to zero at run.steps."""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    """Decay rates of the two Adam moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this global norm."""
+
+
+class EngineSection(Config):
+    """How the workers share the work."""
+
+    kind: Literal["deepspeed", "ddp"] = "deepspeed"
+    """DeepSpeed ZeRO, or PyTorch's plain DistributedDataParallel for comparison."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO shards: 1 optimizer states, 2 also gradients, 3 also the weights, frozen ones
+    included (slower; for a base that does not fit one device)."""
+    bucket_elements: Positive | None = None
+    """Elements per reduction bucket; an eighth of the adapter when not given. DeepSpeed's own
+    default (5e8) exceeds a whole adapter, so that nothing would overlap with the backward pass."""
+
+
+class ScalingSection(Config):
+    """Workers that Ray Train starts."""
+
+    workers: Positive = 1
+    """Number of training processes."""
+    use_gpu: bool = False
+    """One GPU per worker, else the CPU."""
+    cpus_per_worker: Positive = 1
+    """CPU cores that each worker reserves and may use."""
+    micro_batch: Positive = 1
+    """Samples per forward pass and worker; gradients accumulate up to data.global_batch."""
+    max_failures: Annotated[int, Field(ge=-1)] = 1
+    """How often crashed workers are restarted from the newest checkpoint; -1 without limit."""
+
+
+class CheckpointSection(Config):
+    """When training state is saved. A final checkpoint is always written."""
+
+    every: Positive = 500
+    """Optimizer steps between checkpoints."""
+    keep: Positive = 3
+    """Newest checkpoints that are kept."""
+
+
+class ValidationSection(Config):
+    """Held-out loss at fixed noise levels with fixed noise, comparable between runs."""
+
+    every: Annotated[int, Field(ge=0)] = 500
+    """Optimizer steps between validations; 0 validates only at the end."""
+    samples: Annotated[int, Field(ge=0)] = 32
+    """Samples of the validation split that are used; 0 switches validation off."""
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Noise levels, each evaluated on every sample."""
+
+
+class TrackingSection(Config):
+    """Where metrics go."""
+
+    uri: str = "sqlite:///mlruns.db"
+    """MLflow tracking server or database."""
+    experiment: str = "kiss3d"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """Name of the MLflow run; the name of run.dir when not given."""
+
+
+class TrainConfig(Config):
+    """A training recipe."""
+
+    run: RunSection
+    base: BaseSection
+    data: DataSection
+    adapter: AdapterSection = AdapterSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    engine: EngineSection = EngineSection()
+    scaling: ScalingSection = ScalingSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    validation: ValidationSection = ValidationSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        per_pass = self.scaling.micro_batch * self.scaling.workers
+        if self.data.global_batch % per_pass:
+            raise ValueError(
+                f"data.global_batch ({self.data.global_batch}) must be a multiple of "
+                f"scaling.micro_batch x scaling.workers "
+                f"({self.scaling.micro_batch} x {self.scaling.workers} = {per_pass})"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per worker and optimizer step."""
+        return self.data.global_batch // (self.scaling.micro_batch * self.scaling.workers)
+
+    @property
+    def latents_root(self) -> Path:
+        """Folder that holds the latent caches of this data set, one per encoder."""
+        return self.data.latents or self.data.shards.with_name(f"{self.data.shards.name}.latents")

@@ -1,0 +1,140 @@
+"""The training loop, read from top to bottom. Nothing in it waits for the device between drains."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.stream import Stream
+from kiss3d_train.engine import Engine, LossFn
+
+STOP_FILE = ".stop"
+"""Its presence in run.dir asks the run to save a checkpoint and end at the next drain."""
+
+
+class MetricSink(Protocol):
+    """Where rank 0 sends metrics; must return at once."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values after `step` optimizer steps."""
+
+
+@dataclass
+class Trainer:
+    """What a run needs at every step, on every worker.
+
+    Attributes:
+        validate: returns held-out metrics, None without a validation split. Collective.
+        save: writes a checkpoint for the number of steps done. Collective.
+        sink: None on all ranks but 0.
+    """
+
+    config: TrainConfig
+    engine: Engine
+    stream: Stream
+    loss_fn: LossFn
+    validate: Callable[[], dict[str, float]] | None
+    save: Callable[[int], None]
+    sink: MetricSink | None
+    _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _drained_at: float = field(default_factory=time.perf_counter)
+
+    def run(self, first_step: int) -> tuple[int, list[float]]:
+        """Train to the end or until asked to stop; returns the steps done and each one's loss."""
+        config, step = self.config, first_step
+        losses: list[float] = []
+        self._drained_at = time.perf_counter()
+        while step < config.run.steps:
+            self.train_step(step)
+            step += 1
+            is_last, stop = step == config.run.steps, False
+            if is_last or _due(step, config.run.log_every):
+                window, stop = self.drain(step)
+                losses += window
+            if self.validate and (is_last or _due(step, config.validation.every)):
+                self.log(self.validate(), step)
+                self._drained_at = time.perf_counter()
+            if is_last or stop or _due(step, config.checkpoint.every):
+                self.save(step)
+                self._drained_at = time.perf_counter()
+            if stop:
+                break
+        return step, losses
+
+    def train_step(self, step: int) -> None:
+        """One optimizer step: this worker's share of the global batch, then all workers' update."""
+        batches = self.stream.micro_batches(step)
+        loss = self.engine.forward_backward(self.loss_fn, batches)
+        grad_norm = self.engine.step(learning_rate(self.config, step))
+        self._pending.append((loss, grad_norm))
+
+    def drain(self, step: int) -> tuple[list[float], bool]:
+        """Fetch, average and log what the steps since the last drain left on the device.
+
+        Returns the mean loss of each of these steps, and whether someone asked the run to stop.
+        Collective.
+        """
+        num = len(self._pending)
+        losses = torch.stack([loss for loss, _ in self._pending])
+        norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
+        summed = torch.cat([losses, losses.new_tensor([float(self._stop_is_requested())])])
+        dist.all_reduce(summed)
+        *means, stop = (summed / dist.get_world_size()).tolist()
+        seconds = (time.perf_counter() - self._drained_at) / num
+        self._drained_at = time.perf_counter()
+        self._pending.clear()
+        for offset, (loss, norm) in enumerate(zip(means, norms.tolist(), strict=True)):
+            done = step - num + offset + 1
+            lr = learning_rate(self.config, done - 1)
+            self.log({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}, done)
+        rate = self.config.data.global_batch / seconds
+        self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
+        if self.sink:
+            print(_progress_line(self.config, step, sum(means) / num, seconds), flush=True)
+        return means, stop > 0
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Send metrics on rank 0."""
+        if self.sink:
+            self.sink.log_metrics(metrics, step)
+
+    def _stop_is_requested(self) -> bool:
+        return dist.get_rank() == 0 and (Path(self.config.run.dir) / STOP_FILE).exists()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then the schedule."""
+    optimizer = config.optimizer
+    if step < optimizer.warmup_steps:
+        return optimizer.lr * (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return optimizer.lr
+    remaining = max(1, config.run.steps - optimizer.warmup_steps)
+    progress = (step - optimizer.warmup_steps) / remaining
+    return optimizer.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _progress_line(config: TrainConfig, step: int, loss: float, seconds: float) -> str:
+    left = (config.run.steps - step) * seconds
+    rate = config.data.global_batch / seconds
+    return (
+        f"step {step}/{config.run.steps}  loss {loss:.4f}  {seconds:.2f} s/step  "
+        f"{rate:.1f} samples/s  {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

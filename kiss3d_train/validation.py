@@ -1,0 +1,45 @@
+"""Held-out loss at fixed noise levels with fixed noise: the same quantity in every run."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.stream import Samples, validation_batch
+from kiss3d_train.engine import Engine, LossFn
+
+
+def held_out_loss(
+    engine: Engine, loss_fn: LossFn, samples: Samples, config: TrainConfig
+) -> dict[str, float]:
+    """Mean loss over the first validation samples, in all and by sigma. Collective.
+
+    All workers do the same number of forward passes, because under ZeRO-3 each is a collective;
+    surplus ones repeat the last pair and do not count.
+    """
+    sigmas = config.validation.sigmas
+    num_samples = min(config.validation.samples, len(samples))
+    pairs = [(index, number) for index in range(num_samples) for number in range(len(sigmas))]
+    table = torch.zeros(num_samples, len(sigmas), device=engine.device)
+    for chunk, num_counted in _shares(pairs, config.scaling.micro_batch):
+        batch = validation_batch(samples, [(i, sigmas[k]) for i, k in chunk], config)
+        losses = engine.losses(loss_fn, batch)
+        for (index, number), loss in zip(chunk[:num_counted], losses, strict=False):
+            table[index, number] = loss
+    dist.all_reduce(table)
+    by_sigma = table.mean(dim=0).tolist()
+    metrics = {f"val/loss_sigma_{s:g}": loss for s, loss in zip(sigmas, by_sigma, strict=True)}
+    return {"val/loss": sum(by_sigma) / len(by_sigma), **metrics}
+
+
+def _shares(pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[list[tuple[int, int]], int]]:
+    """This worker's chunks of `size` pairs, each with how many of them count."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rounds = -(-len(pairs) // (size * world_size))
+    shares = []
+    for number in range(rounds):
+        first = (number * world_size + rank) * size
+        chunk = list(pairs[first : first + size])
+        shares.append((chunk + [pairs[-1]] * (size - len(chunk)), len(chunk)))
+    return shares

@@ -1,0 +1,137 @@
+"""Every engine trains alike, alone and in a group, and takes over the state of any other."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
+
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.engine import KINDS, State, bucket_elements, deepspeed_config
+
+ENGINES = [("ddp", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+SPLIT, END = 2, 4
+TOLERANCE = 2e-5
+
+
+def config_of(kind: str, stage: int, workers: int) -> TrainConfig:
+    return tiny_config(
+        {"engine.kind": kind, "engine.zero_stage": stage, "scaling.workers": workers}
+    )
+
+
+def unflat(path: Path) -> State:
+    state: State = {kind: {} for kind in KINDS}
+    for key, tensor in load_file(path).items():
+        kind, _, name = key.partition("/")
+        state[kind][name] = tensor
+    return state
+
+
+def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> None:
+    """For each engine: train straight, then from a gathered state; rank 0 writes the results."""
+    join_group(rank, world_size, port)
+    for kind, stage in ENGINES:
+        config = config_of(kind, stage, world_size)
+        straight = tiny_engine(config)
+        losses = train_steps(straight, config, 0, SPLIT)
+        state = straight.gather()
+        if rank == 0:
+            save_file(flat(state), folder / f"{kind}{stage}.safetensors")
+        torch.distributed.barrier()
+        losses += train_steps(straight, config, SPLIT, END)
+        final = straight.gather()
+        resumed = tiny_engine(config)
+        resumed.scatter(unflat(folder / f"{kind}{stage}.safetensors"), SPLIT)
+        again = train_steps(resumed, config, SPLIT, END)
+        final_again = resumed.gather()
+        if rank == 0:
+            same = all(torch.equal(flat(final)[k], t) for k, t in flat(final_again).items())
+            results = {"losses": torch.tensor(losses, dtype=torch.float64)}
+            results["again"] = torch.tensor(again, dtype=torch.float64)
+            results["same"] = torch.tensor([float(same and bool(final["weight"]))])
+            save_file(results, folder / f"{kind}{stage}.results.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world_size: int = request.param
+    folder = tmp_path_factory.mktemp(f"workers{world_size}")
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    workers = [
+        context.Process(target=train_all_engines, args=(rank, world_size, port, folder))
+        for rank in range(world_size)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.Tensor:
+    """Losses of plain AdamW on one process, without any engine."""
+    from tiny_training import TinySamples, reversed_on_odd_epochs, tiny_transformer
+
+    from kiss3d_train.adapter import add_adapter, trainable_parameters
+    from kiss3d_train.data.stream import Stream
+    from kiss3d_train.engine import create_optimizer
+    from kiss3d_train.objective import Batch, loss_per_sample
+
+    config = tiny_config()
+    transformer = tiny_transformer()
+    add_adapter(transformer, config.adapter, config.run.seed)
+    parameters = trainable_parameters(transformer)
+    optimizer = create_optimizer(parameters, config.optimizer, torch.device("cpu"))
+    stream = Stream(TinySamples(), reversed_on_odd_epochs, config, 0, 1)
+    losses = []
+    for step in range(END):
+        loss = loss_per_sample(transformer, Batch.stacked(stream.micro_batches(step)), 1.0).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    stream.close()
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("kind", "stage"), ENGINES)
+def test_losses_are_those_of_plain_training(
+    results: Path, reference: torch.Tensor, kind: str, stage: int
+) -> None:
+    losses = load_file(results / f"{kind}{stage}.results.safetensors")["losses"]
+    assert losses.tolist() == pytest.approx(reference.tolist(), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("kind", "stage"), ENGINES)
+def test_a_resumed_run_repeats_the_straight_one_bitwise(
+    results: Path, kind: str, stage: int
+) -> None:
+    found = load_file(results / f"{kind}{stage}.results.safetensors")
+    assert torch.equal(found["again"], found["losses"][SPLIT:])
+    assert found["same"].item() == 1
+
+
+def test_the_state_is_the_same_for_every_engine(results: Path) -> None:
+    expected = load_file(results / "ddp0.safetensors")
+    assert any(key.startswith("exp_avg_sq/") for key in expected)
+    for kind, stage in ENGINES[1:]:
+        found = load_file(results / f"{kind}{stage}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert torch.allclose(found[key], tensor, rtol=1e-3, atol=1e-6), (kind, stage, key)
+
+
+def test_deepspeed_buckets_are_a_fraction_of_the_adapter() -> None:
+    config = tiny_config()
+    parameters = {"a": torch.nn.Parameter(torch.zeros(4000))}
+    assert bucket_elements(config, parameters) == 500
+    settings = deepspeed_config(config, 500)["zero_optimization"]
+    assert settings["reduce_bucket_size"] == settings["allgather_bucket_size"] == 500
+    assert bucket_elements(tiny_config({"engine.bucket_elements": 7}), parameters) == 7

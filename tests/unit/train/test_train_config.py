@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from tiny_training import tiny_config
+
+from kiss3d_infer.config import load_config
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.loop import learning_rate
+
+RECIPES = Path(__file__).parents[3] / "configs" / "train"
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "flux-lora.yaml"])
+def test_recipes_of_the_project_are_valid(name: str) -> None:
+    load_config(TrainConfig, RECIPES / name)
+
+
+def test_an_indivisible_batch_says_what_must_divide_it() -> None:
+    with pytest.raises(InputError, match=r"global_batch \(4\) must be a multiple .*\(1 x 3 = 3\)"):
+        load_config(
+            TrainConfig,
+            RECIPES / "demo.yaml",
+            ["scaling.workers=3", "scaling.micro_batch=1", "data.global_batch=4"],
+        )
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(
+            TrainConfig, RECIPES / "demo.yaml", ["optimizer.learning_rat=1", "adapter.rank=big"]
+        )
+    assert "optimizer.learning_rat" in str(caught.value)
+    assert "adapter.rank" in str(caught.value)
+
+
+def test_alpha_defaults_to_the_rank() -> None:
+    assert tiny_config({"adapter.rank": 8}).adapter.resolved_alpha == 8.0
+    assert tiny_config({"adapter.alpha": 0.5}).adapter.resolved_alpha == 0.5
+
+
+def test_accumulation_follows_from_the_global_batch() -> None:
+    config = tiny_config({"data.global_batch": 12, "scaling.workers": 2, "scaling.micro_batch": 3})
+    assert config.accumulation == 2
+
+
+def test_learning_rate_warms_up_then_follows_the_schedule() -> None:
+    changes = {
+        "run.steps": 14,
+        "optimizer.lr": 1.0,
+        "optimizer.warmup_steps": 4,
+        "optimizer.schedule": "cosine",
+    }
+    config = tiny_config(changes)
+    rates = [learning_rate(config, step) for step in range(14)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[9] == pytest.approx(0.5)
+    assert rates[-1] < 0.03
+    constant = tiny_config({"optimizer.lr": 0.3})
+    assert learning_rate(constant, 10_000) == 0.3
