@@ -113,6 +113,18 @@ TASK_TYPES: Mapping[str, type[BaseModel]] = {
 }
 
 
+class TaskResult(BaseModel):
+    """What a finished task can say about its work; empty until then."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    measurements: dict[str, float] = {}
+    """Figures by name; those of the bundle's validation begin with `bundle/`."""
+    seconds: dict[str, float] = {}
+    """Wall time by step."""
+    warnings: list[str] = []
+
+
 class TaskView(BaseModel):
     """A task as clients see it."""
 
@@ -128,8 +140,7 @@ class TaskView(BaseModel):
     request: dict[str, Any]
     """What was asked for, with the server's settings filled in; without the uploaded image."""
     error: str | None
-    result: dict[str, dict[str, float]]
-    """`measurements` and `seconds` by name, once finished."""
+    result: TaskResult
     created: datetime
     started: datetime | None
     finished: datetime | None

@@ -60,7 +60,7 @@ class Task:
     progress: float
     attempt: int
     error: str | None
-    result: dict[str, dict[str, float]]
+    result: dict[str, Any]
     created: float
     started: float | None
     finished: float | None
@@ -151,7 +151,7 @@ class TaskStore:
         ):
             raise TaskStoppedError(task.id)
 
-    def succeed(self, task: Task, result: Mapping[str, Mapping[str, float]]) -> None:
+    def succeed(self, task: Task, result: Mapping[str, Any]) -> None:
         """Finish an attempt with its result; changes nothing when the task was taken from it."""
         self._execute(
             "UPDATE tasks SET status = 'succeeded', stage = 'done', progress = 1, result = ?, "
@@ -159,9 +159,7 @@ class TaskStore:
             (json.dumps(result), time.time(), task.id, task.attempt),
         )
 
-    def fail(
-        self, task: Task, error: str, result: Mapping[str, Mapping[str, float]] | None = None
-    ) -> None:
+    def fail(self, task: Task, error: str, result: Mapping[str, Any] | None = None) -> None:
         """Finish an attempt with an error; the stage stays, to show where it happened."""
         self._execute(
             "UPDATE tasks SET status = 'failed', error = ?, result = ?, finished = ? "
