@@ -1,0 +1,334 @@
+"""MLflow, and the one place that talks to it.
+
+Nothing here ever waits for the server but `Tracker.open`: records go into a bounded buffer that a
+daemon thread empties, so that a slow or dead server costs points of a curve and never a step.
+"""
+
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import writable_folder
+
+DEFAULT_URI = "sqlite:///mlruns.db"
+"""A database in the working directory."""
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+_SQLITE = "sqlite:///"
+_MAX_POINTS_PER_REQUEST = 1000  # MLflow's own limits
+_MAX_PARAMS_PER_REQUEST = 100
+_MAX_PARAM_LENGTH = 6000
+_MAX_DIGEST_LENGTH = 36
+
+_MAX_PENDING = 20_000
+"""Records kept while the server is away; at one a step this is hours."""
+_FLUSH_EVERY_SECONDS = 1.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
+_MAX_JOB_ATTEMPTS = 10
+"""Tries of an upload, over some minutes; then it gives way to the points behind it."""
+_CLOSE_SECONDS = 30.0
+"""How long `close` waits for what is still pending."""
+
+_log = logging.getLogger(__name__)
+
+_Metrics = list[Any]  # of mlflow.entities.Metric
+_Job = Callable[[], object]
+
+
+class Tracker:
+    """One MLflow run; also a context manager that closes it with the right status.
+
+    An exception leaves the run FAILED, Ctrl-C leaves it KILLED. A run that is reopened by its id
+    continues: no point is logged twice, so the steps that are done again after a crash leave no
+    double points.
+
+    Attributes:
+        run_id: of the run; give it to `open` to go on with it.
+        num_dropped: metric points and other records that never reached the server.
+    """
+
+    def __init__(self, uri: str, client: Any, run: Any) -> None:
+        self.run_id: str = run.info.run_id
+        self.num_dropped = 0
+        self._uri = uri
+        self._client = client
+        self._experiment_id: str = run.info.experiment_id
+        self._params: dict[str, str] = dict(run.data.params)
+        # The latest point of each metric; its step is part of the public protobuf form only.
+        self._last_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+        self._pending: deque[_Metrics | _Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._deliver_all, name="mlflow", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        *,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Start a run, or go on with one.
+
+        Args:
+            uri: `sqlite:///file.db`, `http://host:port` or another database MLflow knows.
+            experiment: made if needed.
+            run_name: shown in the list of runs.
+            run_id: of the run to go on with; the experiment and the name then stay as they are.
+            tags: e.g. `mlflow.parentRunId` to place the run below another.
+
+        Raises:
+            InputError: no server answers, the run does not exist, or the address cannot be used.
+        """
+        uri = absolute_uri(uri)
+        # MLflow's defaults hold every call to a dead server for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        import mlflow
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        for noisy in ("alembic", "mlflow.store"):  # the migrations of a new database
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            run = _open_run(client, uri, experiment, run_name, run_id, dict(tags or {}))
+        except (MlflowException, SQLAlchemyError, ImportError) as error:
+            raise _explained(error, uri, run_id) from error
+        return cls(uri, client, run)
+
+    @property
+    def how_to_open(self) -> str:
+        """What to do to see the run: its web address, or the command that serves it."""
+        page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
+        if self._uri.startswith("http"):
+            return f"{self._uri.rstrip('/')}/{page}"
+        return f"mlflow ui --backend-store-uri {self._uri}, then http://127.0.0.1:5000/{page}"
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log parameters; MLflow never changes one, so a new value becomes a tag `changed.<key>`.
+
+        Values are cut at 6000 characters; log the whole configuration with `log_text`.
+        """
+        from mlflow.entities import Param, RunTag
+
+        values = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+        new = [Param(key, value) for key, value in values.items() if key not in self._params]
+        changed = [
+            RunTag(f"changed.{key}", value)
+            for key, value in values.items()
+            if self._params.get(key, value) != value
+        ]
+        self._params = values | self._params
+        for first in range(0, len(new), _MAX_PARAMS_PER_REQUEST):
+            part = new[first : first + _MAX_PARAMS_PER_REQUEST]
+            self._submit(partial(self._client.log_batch, self.run_id, params=part))
+        if changed:
+            self._submit(partial(self._client.log_batch, self.run_id, tags=changed))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log points; one whose metric already has a point at this step or later is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        new = {key: value for key, value in metrics.items() if step > self._last_step.get(key, -1)}
+        self._last_step |= dict.fromkeys(new, step)
+        if new:
+            self._submit([Metric(key, float(value), now, step) for key, value in new.items()])
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file; it must stay as it is until the tracker is closed."""
+        self._submit(partial(self._client.log_artifact, self.run_id, str(path), folder))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Upload text as an artifact, e.g. `config.yaml`."""
+        self._submit(partial(self._client.log_text, self.run_id, text, name))
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
+        """Say which data the run used; the digest is cut at MLflow's 36 characters."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        where = json.dumps({"uri": source})
+        dataset = Dataset(name, digest[:_MAX_DIGEST_LENGTH], "local", where)
+        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        self._submit(partial(self._client.log_inputs, self.run_id, [entry]))
+
+    def close(self, status: RunStatus = "FINISHED") -> None:
+        """Deliver what is pending, within half a minute, and end the run; a second call is void."""
+        if self._closing.is_set():
+            return
+        self._submit(partial(self._client.set_terminated, self.run_id, status))
+        self._deadline = time.monotonic() + _CLOSE_SECONDS
+        with self._changed:
+            self._closing.set()
+            self._changed.notify()
+        self._thread.join(_CLOSE_SECONDS + 5)
+        with self._changed:
+            self.num_dropped += sum(_size(record) for record in self._pending)
+            self._pending.clear()
+        if self.num_dropped:
+            _log.warning("%d records never reached MLflow at %s", self.num_dropped, self._uri)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close("FINISHED")
+        elif issubclass(kind, KeyboardInterrupt | SystemExit):
+            self.close("KILLED")
+        else:
+            self.close("FAILED")
+
+    def _submit(self, record: _Metrics | _Job) -> None:
+        with self._changed:
+            if len(self._pending) >= _MAX_PENDING and isinstance(record, list):
+                self.num_dropped += len(record)
+                return
+            self._pending.append(record)
+            self._changed.notify()
+
+    def _deliver_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closing.is_set())
+                if not self._pending:
+                    return
+            # Points gather meanwhile: one request a second instead of one a step.
+            self._closing.wait(_FLUSH_EVERY_SECONDS)
+            with self._changed:
+                record = self._take()
+            if not self._deliver(record):
+                self.num_dropped += _size(record)
+                if time.monotonic() >= self._deadline:
+                    return
+
+    def _take(self) -> _Metrics | _Job:
+        """Remove the oldest record, joined with the points that follow it directly."""
+        record = self._pending.popleft()
+        if isinstance(record, list):
+            while self._pending and isinstance(following := self._pending[0], list):
+                if len(record) + len(following) > _MAX_POINTS_PER_REQUEST:
+                    break
+                record = record + following
+                self._pending.popleft()
+        return record
+
+    def _deliver(self, record: _Metrics | _Job) -> bool:
+        """Retry until the server has taken the record, has refused it, or time is up.
+
+        A point that was taken although the answer was lost does no harm when it is sent again:
+        MLflow keeps one of several equal points.
+        """
+        pause = _FIRST_RETRY_SECONDS
+        for attempt in itertools.count(1):
+            try:
+                if isinstance(record, list):
+                    self._client.log_batch(self.run_id, metrics=record)
+                else:
+                    record()
+                return True
+            except Exception as error:
+                if _is_refusal(error):
+                    _log.warning("MLflow refused a record: %s", error)
+                    return False
+                if attempt == 1:
+                    _log.warning("MLflow at %s does not answer; trying again", self._uri)
+                if attempt == _MAX_JOB_ATTEMPTS and not isinstance(record, list):
+                    _log.warning("MLflow: gave up an upload: %s", error)
+                    return False
+            if not self._closing.wait(pause):
+                pause = min(2 * pause, _LAST_RETRY_SECONDS)
+            elif time.monotonic() >= self._deadline:
+                return False
+            else:
+                time.sleep(_FIRST_RETRY_SECONDS)
+        raise AssertionError("unreachable")
+
+
+def absolute_uri(uri: str) -> str:
+    """Make a relative SQLite address independent of the working directory.
+
+    Raises:
+        InputError: a folder was given, or the database cannot be written.
+    """
+    if uri.startswith("file:") or "://" not in uri:
+        raise InputError(
+            "MLflow no longer keeps runs in folders",
+            where=uri,
+            fix=f"use {DEFAULT_URI} or a server",
+        )
+    if not uri.startswith(_SQLITE):
+        return uri
+    database = Path(uri.removeprefix(_SQLITE)).absolute()
+    writable_folder(database.parent)
+    return f"{_SQLITE}{database}"
+
+
+def _open_run(
+    client: Any, uri: str, experiment: str, run_name: str, run_id: str | None, tags: dict[str, str]
+) -> Any:
+    if run_id is not None:
+        client.update_run(run_id, status="RUNNING")
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        return client.get_run(run_id)
+    known = client.get_experiment_by_name(experiment)
+    experiment_id = known.experiment_id if known else _new_experiment(client, uri, experiment)
+    return client.create_run(experiment_id, tags=tags, run_name=run_name)
+
+
+def _explained(error: Exception, uri: str, run_id: str | None) -> InputError:
+    if run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return InputError(f"MLflow has no run {run_id}", where=uri, fix="check tracking.uri")
+    if uri.startswith("http") and not _is_refusal(error):
+        what, fix = "no MLflow server answers", "start it"
+    else:
+        what, fix = f"MLflow cannot be used: {str(error).strip().splitlines()[0]}", "correct this"
+    return InputError(what, where=uri, fix=f"{fix}, or set tracking.uri={DEFAULT_URI}")
+
+
+def _new_experiment(client: Any, uri: str, name: str) -> str:
+    """Make an experiment; with SQLite, its artifacts lie beside the database."""
+    location = None
+    if uri.startswith(_SQLITE):
+        database = Path(uri.removeprefix(_SQLITE))
+        location = (database.with_suffix("") / name).as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether sending the same again can never succeed."""
+    if isinstance(error, FileNotFoundError | IsADirectoryError | TypeError):
+        return True
+    if hasattr(error, "get_http_status_code"):  # MlflowException
+        status = error.get_http_status_code()
+    else:  # requests.HTTPError, from an upload
+        status = getattr(getattr(error, "response", None), "status_code", 500)
+    return 400 <= status < 500 and status not in (408, 429)
+
+
+def _size(record: _Metrics | _Job) -> int:
+    return len(record) if isinstance(record, list) else 1

@@ -1,0 +1,123 @@
+"""Tracking through a real MLflow server that comes and goes, and through one that hangs."""
+
+import logging
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from kiss3d_infer import tracking
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory):
+    """MLflow's own server application, with a database in a temporary folder."""
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder}/runs.db")
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(folder / "artifacts"))
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
+        patch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+        from mlflow.server import app
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        # The first request makes the database, which takes longer than the tests' timeouts.
+        app.test_client().get("/api/2.0/mlflow/experiments/search?max_results=1")
+        yield app
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Short pauses, so that an outage of the test need not last long."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr(tracking, "_FLUSH_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "_FIRST_RETRY_SECONDS", 0.05)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def serving(application, port):
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", port, application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def steps_logged(port, run_id, key="loss"):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+    return [point.step for point in client.get_metric_history(run_id, key)]
+
+
+def open_tracker(port):
+    return Tracker.open(f"http://127.0.0.1:{port}", "tests", "a run")
+
+
+def test_points_of_an_outage_arrive_once_when_the_server_is_back(
+    application, port, impatient, tmp_path
+):
+    (tmp_path / "adapter.bin").write_bytes(b"weights")
+    with serving(application, port):
+        tracker = open_tracker(port)
+        tracker.log_metrics({"loss": 0.0}, 0)
+    for step in range(1, 51):  # nobody listens
+        tracker.log_metrics({"loss": float(step)}, step)
+    tracker.log_artifact(tmp_path / "adapter.bin", "adapter")
+    with serving(application, port):
+        tracker.close()
+        assert steps_logged(port, tracker.run_id) == list(range(51))
+        assert tracker.num_dropped == 0
+        assert tracker.how_to_open.startswith(f"http://127.0.0.1:{port}/#/experiments/")
+
+
+def test_a_server_that_stays_away_costs_points_and_nothing_else(
+    application, port, impatient, monkeypatch, caplog
+):
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(tracking, "_MAX_PENDING", 10)
+    with serving(application, port):
+        tracker = open_tracker(port)
+    for step in range(100):
+        tracker.log_metrics({"loss": 0.0}, step)
+    assert len(tracker._pending) <= 10  # the buffer is bounded
+    tracker.close()
+    assert tracker.num_dropped == 101  # every point, and the status
+    assert "101 records never reached MLflow" in caplog.text
+
+
+def test_a_hanging_server_does_not_hold_the_caller(application, port, impatient, monkeypatch):
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.2)
+    with serving(application, port):
+        tracker = open_tracker(port)
+    with socket.create_server(("127.0.0.1", port)) as silent:  # accepts and never answers
+        tracker.log_metrics({"loss": 0.0}, 0)
+        connection, _ = silent.accept()  # the sender is inside its request now
+        for step in range(1, 1001):
+            tracker.log_metrics({"loss": 0.0}, step)
+        assert len(tracker._pending) > 0  # logged while the sender hangs
+        connection.close()
+        tracker.close()
+    assert tracker.num_dropped > 0
+
+
+def test_opening_without_a_server_is_an_input_error(port, impatient):
+    with pytest.raises(InputError, match=r"no MLflow server answers .*start it"):
+        open_tracker(port)
