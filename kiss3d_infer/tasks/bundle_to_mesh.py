@@ -1,0 +1,73 @@
+"""A bundle image becomes a textured mesh."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kiss3d_infer.bundle import load_bundle, validate
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.progress import ProgressFn
+from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
+from kiss3d_infer.scene.export import save_mesh
+
+_DEFAULTS = ReconstructSettings()
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A finished asset.
+
+    Attributes:
+        path: the mesh.
+        bundle: the bundle image it was made from.
+        measurements: of the bundle (as `bundle/<name>`) and of the mesh.
+        seconds: wall time by stage.
+        warnings: sentences about what was wrong with the bundle and how it was met.
+    """
+
+    path: Path
+    bundle: Path
+    measurements: dict[str, float]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def bundle_to_mesh(
+    bundle: Path,
+    out: Path,
+    *,
+    settings: ReconstructSettings = _DEFAULTS,
+    device: str = "cpu",
+    force: bool = False,
+    on_progress: ProgressFn | None = None,
+) -> Asset:
+    """Validate a bundle image, reconstruct it and write the mesh.
+
+    Args:
+        bundle: a .png or .webp; its layout is read from it, the published one if it names none.
+        out: .glb, .obj, .ply or .stl; appears only when whole.
+        settings: of the reconstruction.
+        device: where to rasterize.
+        force: go on although the bundle fails validation.
+        on_progress: what it raises cancels the work.
+
+    Raises:
+        InputError: the bundle cannot be read, fails validation, or shows nothing.
+    """
+    image = load_bundle(bundle)
+    verdict = validate(image)
+    if not verdict.ok and not force:
+        raise InputError(
+            f"the bundle fails validation: {'; '.join(verdict.problems)}",
+            where=bundle,
+            fix="try another seed or more steps, or go on regardless with --force",
+        )
+    made = reconstruct(image, settings, device=device, on_progress=on_progress)
+    save_mesh(made.mesh, out)
+    measured = {f"bundle/{name}": value for name, value in verdict.measurements.items()}
+    return Asset(
+        path=out,
+        bundle=bundle,
+        measurements=measured | made.measurements,
+        seconds=made.seconds,
+        warnings=(*verdict.problems, *made.warnings),
+    )
