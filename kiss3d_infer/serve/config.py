@@ -112,6 +112,7 @@ def _existing(path: Path, key: str) -> Path:
         raise InputError(
             f"no such file or folder: {absolute}",
             where=key,
-            fix=f"correct it in the configuration or with --set {key}=PATH",
+            fix=f"correct it, e.g. with --set {key}=PATH, or make meshes from bundles only with "
+            "--set generator=null",
         )
     return absolute

@@ -84,6 +84,9 @@ class Dispatcher:
         problem = None
         try:
             for stage in STAGES[task.type]:
+                if stage not in self._engines:  # queued when the server was configured otherwise
+                    problem = f"this server has nothing to {stage} with"
+                    break
                 outcome = await self._engines[stage](task)
                 if outcome.stopped:
                     return

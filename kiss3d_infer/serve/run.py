@@ -1,18 +1,21 @@
 """`kiss3d serve`: the application on this machine, from start to a clean stop."""
 
 import errno
+import fcntl
 import logging
 import os
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import writable_folder
 from kiss3d_infer.serve.config import ReplicaConfig, ServeConfig
 
 if TYPE_CHECKING:
@@ -28,21 +31,40 @@ def serve(config_path: Path, overrides: Sequence[str] = ()) -> None:
     """
     config = load_config(ServeConfig, config_path, overrides).config.resolved()
     check_port_is_free(config.http.host, config.http.port)
-    print("Starting Ray and loading the models ...", flush=True)
-    try:
-        ingress = _start(config)
-        print(_greeting(config), flush=True)
-        _wait_for_signal()
-        print(
-            f"Stopping: running tasks have {config.queue.drain_seconds:g} s to finish, waiting "
-            "ones stay for the next start. Ctrl-C again stops at once.",
-            flush=True,
-        )
-        ingress.drain.remote().result()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        _stop_ray()
+    with only_server_of(config.data):
+        try:
+            ingress = _start(config)
+            print(_greeting(config), flush=True)
+            _wait_for_signal()
+            print(
+                f"Stopping: running tasks have {config.queue.drain_seconds:g} s to finish, waiting "
+                "ones stay for the next start. Ctrl-C again stops at once.",
+                flush=True,
+            )
+            ingress.drain.remote().result()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _stop_ray()
+
+
+@contextmanager
+def only_server_of(data: Path) -> Iterator[None]:
+    """Hold the data folder: two servers would take each other's running tasks for abandoned.
+
+    Raises:
+        InputError: another server holds it, or it cannot be written.
+    """
+    with (writable_folder(data) / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another server uses the data folder {data}",
+                where="data",
+                fix="stop it, or choose another folder, e.g. --set data=other-data",
+            ) from error
+        yield
 
 
 def check_port_is_free(host: str, port: int) -> None:
@@ -83,15 +105,18 @@ def _start(config: ServeConfig) -> "DeploymentHandle":
 
     from kiss3d_infer.serve.app import APP_NAME, build
 
+    print("Starting Ray ...", flush=True)
     application = build(config)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init(
+    session = ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    _check_resources(config, ray.cluster_resources())
+    check_resources(config, ray.cluster_resources())
+    logs = Path(session.address_info["session_dir"]) / "logs" / "serve"
+    print(f"Loading the models; logs: {logs}", flush=True)
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options={"host": config.http.host, "port": config.http.port},
@@ -99,11 +124,11 @@ def _start(config: ServeConfig) -> "DeploymentHandle":
     try:
         return ray_serve.run(application, name=APP_NAME)
     except RuntimeError as error:
-        raise _reason_of_failure(ray_serve.status().applications[APP_NAME]) or error from None
+        raise reason_of_failure(ray_serve.status().applications[APP_NAME]) or error from None
 
 
-def _reason_of_failure(application: "ApplicationStatusOverview") -> Exception | None:
-    """Ray Serve reports a replica that cannot start as text: the traceback in its status."""
+def reason_of_failure(application: "ApplicationStatusOverview") -> Exception | None:
+    """What kept a replica from starting; Ray Serve tells only the traceback, in the status."""
     for name, deployment in application.deployments.items():
         if deployment.status == "DEPLOY_FAILED":
             *_, last = deployment.message.strip().splitlines()
@@ -112,8 +137,16 @@ def _reason_of_failure(application: "ApplicationStatusOverview") -> Exception | 
     return None
 
 
-def _check_resources(config: ServeConfig, available: dict[str, float]) -> None:
-    """Ray would wait for ever for what the machine does not have."""
+def check_resources(config: ServeConfig, available: Mapping[str, float]) -> None:
+    """Refuse what Ray would wait for without end.
+
+    Args:
+        config: whose replicas are to be placed.
+        available: `CPU` and `GPU` of the machine, as Ray counts them.
+
+    Raises:
+        InputError: the replicas need more.
+    """
     wanted: list[ReplicaConfig] = [config.reconstructor]
     if config.generator:
         wanted.append(config.generator)
@@ -143,20 +176,17 @@ def _wait_for_signal() -> None:
 
 
 def _greeting(config: ServeConfig) -> str:
-    import ray
-
     url = f"http://{config.http.host}:{config.http.port}"
     request = (
         '{"type": "text_to_3d", "prompt": "a red chair"}'
         if config.generator
         else '{"type": "bundle_to_mesh", "bundle": "<base64 of a bundle PNG>"}'
     )
-    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) / "serve"
     return (
         f"Serving {', '.join(config.task_types())} at {url}\n"
         f"  curl {url}/v1/tasks -H 'Content-Type: application/json' -d '{request}'\n"
         f"  curl {url}/v1/tasks          # the newest tasks and their links\n"
-        f"  data: {config.data}   logs: {logs}\n"
+        f"  files: {config.data}\n"
         "Press Ctrl-C to stop."
     )
 

@@ -96,6 +96,18 @@ def test_a_problem_in_the_first_stage_ends_the_task_before_the_second(
     run(Dispatcher(store, assets, engines, 1, FAST), steps)
 
 
+def test_a_task_queued_before_the_generator_was_taken_away_fails_with_a_reason(
+    store: TaskStore, assets: AssetStore
+) -> None:
+    task_id = add(store, "text_to_3d")
+
+    async def steps() -> None:
+        task = await until(store, task_id, "succeeded", "failed")
+        assert task.error == "this server has nothing to generate with"
+
+    run(Dispatcher(store, assets, {"mesh": returning(StageResult())}, 1, FAST), steps)
+
+
 def test_a_lost_worker_fails_its_task_and_the_next_one_still_runs(
     store: TaskStore, assets: AssetStore
 ) -> None:
