@@ -1,19 +1,18 @@
 """Pictures of a mesh: shaded colour, normals, coverage and depth, and the bundle made of them."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d, normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.color import to_linear, to_srgb
-from kiss3d_infer.scene.mesh import Material, Mesh
+from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import corner_normals
-from kiss3d_infer.scene.raster import Fragments, Rasterizer, rasterizer_for
+from kiss3d_infer.scene.raster import Rasterizer, rasterizer_for
 
 _TEXELS_PER_PIXEL = 2  # a texture wider than this many times the picture is reduced first
 
@@ -73,13 +72,22 @@ def render_views(
         supersampling: samples per pixel and axis, averaged with equal weights.
         device: where to draw, and where the result lies.
     """
-    samples = _samples(mesh, cameras, size * supersampling, lighting, smooth, torch.device(device))
-    alpha = avg_pool2d(samples.alpha, supersampling)
-    covered = alpha > 0
-    linear = avg_pool2d(samples.linear, supersampling) / torch.where(covered, alpha, 1.0)
+    surface = _Surface.of(mesh, smooth, _TEXELS_PER_PIXEL * size * supersampling, device)
+    pictures = []
+    # View by view: pictures of all views at once would not stay in the processor's cache.
+    for azimuth, elevation in zip(cameras.azimuths, cameras.elevations, strict=True):
+        camera = replace(cameras, azimuths=(azimuth,), elevations=(elevation,))
+        samples = _samples(surface, camera, size * supersampling, lighting)
+        offsets = range(supersampling)
+        blocks = [samples[y::supersampling, x::supersampling] for y in offsets for x in offsets]
+        stacked = torch.stack(blocks)  # [samples per pixel, H, W, 8]
+        pictures.append(torch.cat([stacked[..., :7].mean(0), stacked[..., 7:].amax(0)], dim=-1))
+    picture = torch.stack(pictures).permute(0, 3, 1, 2)  # [V, 8, H, W]
+    linear, normals, alpha, nearness = torch.split(picture, [3, 3, 1, 1], dim=1)
+    linear = linear / torch.where(alpha > 0, alpha, 1.0)
     rgb = to_srgb(linear.clamp(0, 1)) * alpha + (1 - alpha)
-    normals = normalize(avg_pool2d(samples.normals, supersampling), dim=1, eps=1e-6)
-    return Views(rgb, normals, alpha, _nearest(samples.depth, supersampling))
+    depth = torch.where(nearness > 0, 1 / nearness, 0.0)
+    return Views(rgb, normalize(normals, dim=1, eps=1e-6), alpha, depth)
 
 
 def render_bundle(
@@ -97,103 +105,107 @@ def render_bundle(
     return Bundle.from_views(opaque, views.normals, views.alpha, layout)
 
 
-class _Samples(NamedTuple):
-    """Views before averaging, one sample per pixel, all 0 outside the mesh."""
+@dataclass(frozen=True)
+class _Surface:
+    """A mesh made ready for drawing: every face has its own three corners.
 
-    linear: Tensor  # [V, 3, H, W] light
-    normals: Tensor  # [V, 3, H, W]
-    alpha: Tensor  # [V, 1, H, W]
-    depth: Tensor  # [V, 1, H, W]
+    Two faces may differ in normal at a shared vertex. Colours are in linear light.
+    """
+
+    vertices: Tensor  # [F, 3, 3]
+    attributes: Tensor  # [3 F, 3..8]: normal, then colour and uv if there are any
+    widths: list[int]  # of the attributes' three parts
+    material_index: Tensor  # [F] int64
+    base_colors: Tensor  # [M, 3]
+    textures: dict[int, Tensor]  # by material: [h, w, 3]
+
+    @classmethod
+    def of(cls, mesh: Mesh, smooth: bool, widest: int, device: torch.device | str) -> "_Surface":
+        corners = mesh.faces.flatten().long()
+        materials, index = mesh.face_materials
+        textures = {
+            i: _linear_texture(material.texture, widest).to(device)
+            for i, material in enumerate(materials)
+            if material.texture is not None and mesh.uv is not None
+        }
+        nothing = torch.empty(len(corners), 0)
+        colors = nothing if mesh.vertex_colors is None else to_linear(mesh.vertex_colors)[corners]
+        uv = nothing if mesh.uv is None or not textures else mesh.uv[corners]
+        parts = [corner_normals(mesh, smooth=smooth).flatten(0, 1), colors, uv]
+        return cls(
+            vertices=mesh.vertices[corners].reshape(-1, 3, 3).to(device),
+            attributes=torch.cat(parts, dim=1).to(device),
+            widths=[3, colors.shape[1], uv.shape[1]],
+            material_index=index.long().to(device),
+            base_colors=to_linear(torch.tensor([m.base_color for m in materials])).to(device),
+            textures=textures,
+        )
+
+    def albedo(self, face: Tensor, colors: Tensor, uv: Tensor, rasterizer: Rasterizer) -> Tensor:
+        """The surface's own colour at P points on the faces [P]: [P, 3]."""
+        material = self.material_index[face]
+        albedo = self.base_colors[material]
+        if colors.shape[1]:
+            albedo = albedo * colors
+        for i, texture in self.textures.items():
+            here = (material == i).nonzero().flatten()
+            albedo[here] = albedo[here] * rasterizer.sample_texture(texture, uv[here])
+        return albedo
 
 
-def _samples(
-    mesh: Mesh, cameras: Cameras, size: int, lighting: Lighting, smooth: bool, device: torch.device
-) -> _Samples:
+def _samples(surface: _Surface, camera: Cameras, size: int, lighting: Lighting) -> Tensor:
+    """One sample per pixel of one view, 0 outside the mesh.
+
+    Returns:
+        [S, S, 8]: linear light (3), world normal (3), coverage, 1 / depth.
+    """
+    device = surface.vertices.device
     rasterizer = rasterizer_for(device)
-    # Every face gets its own corners, since two faces may differ in normal at a shared vertex.
-    vertices = mesh.vertices[mesh.faces.long()].to(device)  # [F, 3, 3]
-    faces = torch.arange(vertices.shape[0] * 3, dtype=torch.int32, device=device).reshape(-1, 3)
-    fragments = rasterizer.rasterize(cameras.clip(vertices.reshape(-1, 3)), faces, (size, size))
-    hit = fragments.face > 0  # [V, H, W]
-    view = hit.nonzero()[:, 0]  # [P]
-    face = fragments.face[hit].long() - 1
+    corners = surface.vertices.flatten(0, 1)  # [3 F, 3]
+    faces = torch.arange(len(corners), dtype=torch.int32, device=device).reshape(-1, 3)
+    fragments = rasterizer.rasterize(camera.clip(corners), faces, (size, size))
+    where = fragments.face.flatten().nonzero().flatten()  # [P]: only these are computed
+    face = fragments.face.flatten()[where].long() - 1
 
-    normals = corner_normals(mesh, smooth=smooth).to(device).reshape(-1, 3)
-    normals = normalize(rasterizer.interpolate(normals, fragments)[hit], dim=-1)  # [P, 3]
-    normals = torch.where(_seen_from_behind(vertices, cameras)[view, face, None], -normals, normals)
-    linear = _albedo(mesh, fragments, rasterizer, face)
-    linear = linear * _light(normals, cameras.rotations.to(device)[view], lighting)
+    interpolated = rasterizer.interpolate(surface.attributes, fragments).flatten(0, 2)[where]
+    normals, colors, uv = torch.split(interpolated, surface.widths, dim=1)
+    behind = _seen_from_behind(surface.vertices, camera)[face, None]
+    normals = normalize(torch.where(behind, -normals, normals), dim=1)
+    light = _light(normals, camera.rotations[0].to(device), lighting)
+    linear = surface.albedo(face, colors, uv, rasterizer) * light
 
-    def image(values: Tensor) -> Tensor:  # [P, C] -> [V, C, H, W]
-        picture = values.new_zeros(*hit.shape, values.shape[1])
-        picture[hit] = values
-        return picture.permute(0, 3, 1, 2)
-
-    near, far = cameras.near, cameras.far
-    depth = 2 * near * far / (far + near - fragments.depth[hit] * (far - near))
-    return _Samples(
-        image(linear),
-        image(normals),
-        hit.to(linear.dtype).unsqueeze(1),
-        image(depth.unsqueeze(-1)),
-    )
+    z, near, far = fragments.depth.flatten()[where, None], camera.near, camera.far
+    nearness = (far + near - z * (far - near)) / (2 * near * far)
+    values = torch.cat([linear, normals, torch.ones_like(z), nearness], dim=1)
+    picture = values.new_zeros(size * size, values.shape[1])
+    picture[where] = values
+    return picture.reshape(size, size, -1)
 
 
-def _seen_from_behind(vertices: Tensor, cameras: Cameras) -> Tensor:
-    """Whether each camera sees the back of each face [F, 3, 3]: [V, F] bool."""
+def _seen_from_behind(vertices: Tensor, camera: Cameras) -> Tensor:
+    """Whether the camera sees the back of each face [F, 3, 3]: [F] bool."""
     a, b, c = vertices.unbind(1)
-    normal = torch.linalg.cross(b - a, c - a)  # [F, 3]
-    behind: Tensor = cameras.positions.to(a) @ normal.T < (normal * a).sum(-1)
+    toward = camera.positions[0].to(a) - a
+    behind: Tensor = (torch.linalg.cross(b - a, c - a) * toward).sum(-1) < 0
     return behind
 
 
-def _albedo(mesh: Mesh, fragments: Fragments, rasterizer: Rasterizer, face: Tensor) -> Tensor:
-    """The surface's own linear colour at the covered pixels, which show the faces [P]: [P, 3]."""
-    device = face.device
-    hit = fragments.face > 0
-    corners = mesh.faces.flatten().long()
-    materials, index = mesh.face_materials
-    material = index.to(device)[face].long()
-    base = torch.tensor([material.base_color for material in materials], device=device)
-    albedo = to_linear(base)[material]
-    if mesh.vertex_colors is not None:
-        colors = to_linear(mesh.vertex_colors)[corners].to(device)
-        albedo = albedo * rasterizer.interpolate(colors, fragments)[hit]
-    if mesh.uv is None or all(material.texture is None for material in materials):
-        return albedo
-    uv = rasterizer.interpolate(mesh.uv[corners].to(device), fragments)[hit]
-    for i in torch.unique(material).tolist():
-        texture = _linear_texture(materials[i], _TEXELS_PER_PIXEL * hit.shape[-1])
-        if texture is not None:
-            here = material == i
-            albedo[here] *= rasterizer.sample_texture(texture.to(device), uv[here])
-    return albedo
-
-
-def _linear_texture(material: Material, widest: int) -> Tensor | None:
-    """The material's texture in linear light [h, w, 3], halved until no side exceeds `widest`."""
-    if material.texture is None:
-        return None
-    planes = to_linear(material.texture).permute(2, 0, 1)
+def _linear_texture(texture: Tensor, widest: int) -> Tensor:
+    """A texture [H, W, 3] in linear light, halved until no side exceeds `widest`."""
+    planes = to_linear(texture).permute(2, 0, 1)
     while max(planes.shape[1:]) > widest and min(planes.shape[1:]) > 1:
         planes = avg_pool2d(planes, 2)
     return planes.permute(1, 2, 0)
 
 
-def _light(normals: Tensor, rotations: Tensor, lighting: Lighting) -> Tensor:
-    """Light received at normals [P, 3] seen by cameras with rotations [P, 3, 3]: [P, 1]."""
+def _light(normals: Tensor, rotation: Tensor, lighting: Lighting) -> Tensor:
+    """Light received at normals [P, 3] seen by a camera with the rotation [3, 3]: [P, 1]."""
     received = torch.full_like(normals[:, :1], lighting.ambient)
     for strength, direction in (
         (lighting.key, lighting.key_direction),
         (lighting.fill, lighting.fill_direction),
     ):
         toward = normalize(normals.new_tensor(direction), dim=0)
-        cosine = (normals * (rotations @ toward)).sum(-1, keepdim=True)
+        cosine = (normals @ (rotation @ toward)).unsqueeze(1)
         received = received + strength * cosine.clamp(min=0)
     return received
-
-
-def _nearest(depth: Tensor, supersampling: int) -> Tensor:
-    inverse = torch.where(depth > 0, 1 / depth, 0.0)
-    nearest = max_pool2d(inverse, supersampling)
-    return torch.where(nearest > 0, 1 / nearest, 0.0)
