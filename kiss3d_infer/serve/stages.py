@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kiss3d_infer.bundle import BundleLayout, load_bundle, save_bundle, validate
+from kiss3d_infer.bundle import BundleLayout, save_bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
-from kiss3d_infer.reconstruct.pipeline import reconstruct
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
 from kiss3d_infer.serve.assets import BUNDLE, MESH, AssetStore
 from kiss3d_infer.serve.schema import MeshSettings, TextTo3D
 from kiss3d_infer.serve.store import Task, TaskStoppedError, TaskStore
+from kiss3d_infer.tasks.bundle_to_mesh import bundle_to_mesh
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -52,7 +52,8 @@ def run_stage(
     except TaskStoppedError:
         return StageResult(stopped=True)
     except InputError as error:
-        return StageResult(problem=str(error))
+        # Where it was is a path of this server, which is nothing to a client.
+        return StageResult(problem=str(InputError(error.what, fix=error.fix)))
     except Exception as error:
         logger.exception("task %s failed", task.id)
         kind = type(error).__name__
@@ -93,33 +94,19 @@ def make_mesh(
 ) -> StageResult:
     """Bundle image in the task's folder -> textured GLB beside it.
 
-    A bundle that fails validation is a problem, unless the request says `force`.
-
     Raises:
-        InputError: the bundle cannot be reconstructed.
+        InputError: the bundle fails validation and is not forced, or shows nothing.
     """
-    from kiss3d_infer.scene.export import save_mesh
-
     wanted = MeshSettings.model_validate(task.request["settings"])
-    settings = defaults.model_copy(update=wanted.model_dump(exclude_none=True))
-    report("validate", 0)
-    bundle = load_bundle(assets.path(task.id, BUNDLE))
-    verdict = validate(bundle)
-    measurements = {f"bundle/{name}": value for name, value in verdict.measurements.items()}
-    if not verdict.ok and not task.request["force"]:
-        return StageResult(
-            _finite(measurements),
-            problem=f"the bundle fails validation: {'; '.join(verdict.problems)}; try another seed "
-            "or more steps, or set force to go on regardless",
-        )
-    made = reconstruct(bundle, settings, device=device, on_progress=report)
-    report("export", 0)
-    save_mesh(made.mesh, assets.path(task.id, MESH))
-    return StageResult(
-        _finite(measurements | made.measurements),
-        _finite(made.seconds),
-        (*verdict.problems, *made.warnings),
+    made = bundle_to_mesh(
+        assets.path(task.id, BUNDLE),
+        assets.path(task.id, MESH),
+        settings=defaults.model_copy(update=wanted.model_dump(exclude_none=True)),
+        device=device,
+        force=task.request["force"],
+        on_progress=report,
     )
+    return StageResult(_finite(made.measurements), _finite(made.seconds), made.warnings)
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float]:

@@ -48,20 +48,24 @@ def bundle_to_mesh(
         settings: of the reconstruction.
         device: where to rasterize.
         force: go on although the bundle fails validation.
-        on_progress: what it raises cancels the work.
+        on_progress: told "validate", the reconstruction's stages and "export"; what it raises
+            cancels the work.
 
     Raises:
         InputError: the bundle cannot be read, fails validation, or shows nothing.
     """
+    report = on_progress or (lambda stage, fraction: None)
+    report("validate", 0.0)
     image = load_bundle(bundle)
     verdict = validate(image)
     if not verdict.ok and not force:
         raise InputError(
             f"the bundle fails validation: {'; '.join(verdict.problems)}",
             where=bundle,
-            fix="try another seed or more steps, or go on regardless with --force",
+            fix="try another seed or more steps, or force it to go on regardless",
         )
     made = reconstruct(image, settings, device=device, on_progress=on_progress)
+    report("export", 0.0)
     save_mesh(made.mesh, out)
     measured = {f"bundle/{name}": value for name, value in verdict.measurements.items()}
     return Asset(
