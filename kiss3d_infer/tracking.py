@@ -306,7 +306,8 @@ def _explained(error: Exception, uri: str, run_id: str | None) -> InputError:
     if uri.startswith("http") and not _is_refusal(error):
         what, fix = "no MLflow server answers", "start it"
     else:
-        what, fix = f"MLflow cannot be used: {str(error).strip().splitlines()[0]}", "correct this"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what, fix = f"MLflow cannot be used: {reason}", "correct this"
     return InputError(what, where=uri, fix=f"{fix}, or set tracking.uri={DEFAULT_URI}")
 
 

@@ -21,6 +21,7 @@ PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """The networks of a base. `text_encoder` is CLIP, `text_encoder_2` is T5."""
 
 _TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 
 
@@ -121,16 +122,11 @@ def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "F
     from diffusers import FluxPipeline
 
     _require_index(folder)
-    for part in parts:
-        _require_weights(folder / part)
-        _require_tokenizer(folder, part)
+    _require_scheduler_and_tokenizers(folder, parts)
+    networks = {part: _load_part(folder / part, dtype) for part in parts}
     with _explaining(folder):
         return FluxPipeline.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            **_absent(parts),
+            folder, local_files_only=True, **networks, **_absent(parts)
         )
 
 
@@ -145,22 +141,46 @@ def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxP
         )
     folder = file.parent
     _require_index(folder)
-    for part in parts:
-        _require_tokenizer(folder, part)
+    _require_scheduler_and_tokenizers(folder, parts)
     beside = [part for part in parts if part != "transformer" and _has_weights(folder / part)]
-    supplied = {}
-    if beside:
-        others = _load_folder(folder, dtype, beside)
-        supplied = {part: getattr(others, part) for part in beside}
+    networks = {part: _load_part(folder / part, dtype) for part in beside}
     with _explaining(file):
-        return FluxPipeline.from_single_file(
+        pipeline = FluxPipeline.from_single_file(
             str(file),
             config=str(folder),
             dtype=dtype,
             local_files_only=True,
+            **networks,
             **_absent(parts),
-            **supplied,
         )
+    for part in parts:
+        weights = getattr(pipeline, part).named_parameters()
+        _require_complete([name for name, tensor in weights if tensor.is_meta], file)
+    return pipeline
+
+
+def _load_part(folder: Path, dtype: torch.dtype) -> Any:
+    """Load one network, refusing the random values that libraries give to missing weights."""
+    import diffusers
+    import transformers
+
+    network = {
+        "transformer": diffusers.FluxTransformer2DModel,
+        "vae": diffusers.AutoencoderKL,
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.T5EncoderModel,
+    }[folder.name]
+    _require_weights(folder)
+    with _explaining(folder):
+        model, info = network.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _require_complete(sorted(info["missing_keys"]), folder)
+    return model
 
 
 def _absent(parts: Collection[str]) -> dict[str, None]:
@@ -204,14 +224,24 @@ def _require_weights(part: Path) -> None:
     )
 
 
-def _require_tokenizer(folder: Path, part: str) -> None:
-    tokenizer = folder / _TOKENIZER_OF.get(part, "scheduler")
-    needed = ("tokenizer.json", "vocab.json", "spiece.model", "scheduler_config.json")
-    if not any((tokenizer / name).is_file() for name in needed):
+def _require_scheduler_and_tokenizers(folder: Path, parts: Collection[str]) -> None:
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise InputError("no scheduler_config.json here", where=folder / "scheduler")
+    for tokenizer in (folder / _TOKENIZER_OF[part] for part in parts if part in _TOKENIZER_OF):
+        if not any((tokenizer / name).is_file() for name in _VOCABULARIES):
+            raise InputError(
+                "no vocabulary here",
+                where=tokenizer,
+                fix="copy this folder from the FLUX.1-dev download",
+            )
+
+
+def _require_complete(missing: list[str], where: Path) -> None:
+    if missing:
         raise InputError(
-            "no vocabulary here",
-            where=tokenizer,
-            fix="copy this folder from the FLUX.1-dev download",
+            f"{len(missing)} weights are missing, e.g. {missing[0]}",
+            where=where,
+            fix="fetch or make the base again",
         )
 
 
@@ -222,8 +252,8 @@ def _explaining(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"the base cannot be read: {reason}", where=path, fix="fetch or make it again"
         ) from error

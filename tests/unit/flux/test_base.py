@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import PARTS, base_identity, create_random_base, load_base
@@ -116,6 +116,30 @@ def test_identity_ignores_the_place_and_sees_every_weight(copied_base, tiny_base
     assert base_identity(copied_base) != base_identity(tiny_base)
 
 
+def test_a_text_encoder_with_the_names_of_older_releases_loads(copied_base, tiny_base):
+    file = copied_base / "text_encoder" / "model.safetensors"
+    older = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(older, file, metadata={"format": "pt"})
+    expected = load_base(tiny_base, parts=("text_encoder",)).text_encoder.state_dict()
+    found = load_base(copied_base, parts=("text_encoder",)).text_encoder.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_single_file_without_some_weights_is_refused(copied_base):
+    weights = load_file(copied_base / "transformer" / "diffusion_pytorch_model.safetensors")
+    weights.pop("proj_out.weight")
+    save_file(weights, copied_base / "flux.safetensors")
+    with pytest.raises(InputError, match=r"flux\.safetensors"):
+        load_base(copied_base / "flux.safetensors", parts=("transformer",))
+
+
+def drop_a_weight(part):
+    (file,) = part.glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop(next(name for name in sorted(weights) if name.endswith("weight")))
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("breakage", "message"),
     [
@@ -127,7 +151,9 @@ def test_identity_ignores_the_place_and_sees_every_weight(copied_base, tiny_base
         ),
         (lambda base: shutil.rmtree(base / "text_encoder_2"), "no weights here.*text_encoder_2"),
         (lambda base: shutil.rmtree(base / "tokenizer_2"), "no vocabulary here.*tokenizer_2"),
-        (lambda base: shutil.rmtree(base / "scheduler"), "scheduler"),
+        (lambda base: shutil.rmtree(base / "scheduler"), "no scheduler_config.json"),
+        (lambda base: drop_a_weight(base / "vae"), "1 weights are missing, e.g. decoder"),
+        (lambda base: drop_a_weight(base / "text_encoder"), "1 weights are missing"),
         (
             lambda base: (base / "vae" / "diffusion_pytorch_model.safetensors").rename(
                 base / "vae" / "diffusion_pytorch_model.bin"

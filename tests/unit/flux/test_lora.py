@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import LoraMetadata, apply_lora, lora_identity, save_lora
 
+CONFIGS = Path(__file__).parents[3] / "configs" / "models"
 DIM = 64  # of the tiny base
 QKV = ("to_q", "to_k", "to_v")
 
@@ -143,6 +145,35 @@ def test_kohya_keys_and_alpha(pipeline, tmp_path):
     torch.testing.assert_close(delta(pipeline, "proj_out"), product(final) / 2)
     untouched = pipeline.transformer.single_transformer_blocks[1].proj_out
     assert isinstance(untouched, torch.nn.Linear)
+
+
+def test_a_whole_kohya_lora_fits_flux1_dev(tmp_path):
+    """Every linear layer of the 57 blocks, named as kohya's trainer names them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    config = FluxTransformer2DModel.load_config(CONFIGS / "flux1-dev" / "transformer")
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(config)
+    nothing = dict.fromkeys(["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline = FluxPipeline(transformer=transformer, scheduler=scheduler, **nothing)
+
+    double = {"attn_qkv": (1, 3), "attn_proj": (1, 1), "mlp_0": (1, 4), "mlp_2": (4, 1)}
+    single = {"linear1": (1, 7), "linear2": (5, 1), "modulation_lin": (1, 3)}
+    widths = {
+        f"double_blocks_{i}_{stream}_{layer}": width
+        for i in range(19)
+        for stream in ("img", "txt")
+        for layer, width in (double | {"mod_lin": (1, 6)}).items()
+    } | {f"single_blocks_{i}_{layer}": w for i in range(38) for layer, w in single.items()}
+    tensors = {}
+    for name, (fan_in, fan_out) in widths.items():
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.ones(1, 3072 * fan_in).bfloat16()
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.ones(3072 * fan_out, 1).bfloat16()
+        tensors[f"lora_unet_{name}.alpha"] = torch.tensor(0.5)
+    save_file(tensors, tmp_path / "whole.safetensors")
+    info = apply_lora(pipeline, tmp_path / "whole.safetensors")
+    assert (info.rank, info.num_layers) == (1, 19 * 14 + 38 * 6)
 
 
 def test_x_flux_keys(pipeline, tmp_path):
