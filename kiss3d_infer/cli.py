@@ -1,9 +1,14 @@
 """Commands that turn prompts and bundles into assets; the root command lives with training."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from kiss3d_infer.tasks import Asset
 
 Model = Annotated[
     Path, typer.Option("--model", help="Flux base: a diffusers folder or a .safetensors file.")
@@ -19,7 +24,7 @@ Faces = Annotated[int, typer.Option(min=100, help="Target number of triangles.")
 TextureSize = Annotated[int, typer.Option(min=64, help="Side of the texture in pixels.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the bundle fails validation.")]
 
-DEFAULT_MODEL = Path("models/FLUX.1-dev")
+_DEFAULT_MODEL = Path("models/FLUX.1-dev")
 
 
 def doctor(
@@ -36,7 +41,7 @@ def doctor(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a red wooden chair'.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle image, .png or .webp.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = _DEFAULT_MODEL,
     lora: Lora = None,
     seed: Seed = 0,
     steps: Steps = 20,
@@ -46,18 +51,11 @@ def generate(
 ) -> None:
     """Draw a 3D bundle image from a prompt."""
     from kiss3d_infer.bundle import save_bundle, validate
-    from kiss3d_infer.devices import pick_device
-    from kiss3d_infer.flux.base import load_base
-    from kiss3d_infer.flux.lora import apply_lora
     from kiss3d_infer.flux.sampling import generate_bundle
     from kiss3d_infer.progress import show_stages
 
-    where = pick_device(device)
-    pipeline = load_base(model, dtype=where.dtype, device=where.name)
-    if lora is not None:
-        apply_lora(pipeline, lora)
     bundle = generate_bundle(
-        pipeline,
+        _pipeline(model, lora, device),
         prompt,
         tile=tile,
         steps=steps,
@@ -66,8 +64,9 @@ def generate(
         on_progress=show_stages("generate"),
     )
     save_bundle(bundle, out)
-    problems = validate(bundle).problems
-    typer.echo(f"{out}" + "".join(f"\n  warning: {problem}" for problem in problems))
+    typer.echo(out)
+    for problem in validate(bundle).problems:
+        typer.echo(f"  warning: {problem}")
 
 
 def reconstruct(
@@ -83,7 +82,7 @@ def reconstruct(
     from kiss3d_infer.devices import pick_device
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.reconstruct import ReconstructSettings
-    from kiss3d_infer.tasks.bundle_to_mesh import bundle_to_mesh
+    from kiss3d_infer.tasks import bundle_to_mesh
 
     asset = bundle_to_mesh(
         bundle,
@@ -93,13 +92,13 @@ def reconstruct(
         force=force,
         on_progress=show_stages("reconstruct"),
     )
-    typer.echo(f"{out}  " + "  ".join(f"{k} {v:.3g}" for k, v in asset.measurements.items()))
+    _show(asset)
 
 
 def text_to_3d(
     prompt: Annotated[str, typer.Argument(help="What to make, e.g. 'a red wooden chair'.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Asset: .glb, .obj, .ply or .stl.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = _DEFAULT_MODEL,
     lora: Lora = None,
     seed: Seed = 0,
     steps: Steps = 20,
@@ -108,8 +107,24 @@ def text_to_3d(
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Make a textured mesh from a prompt."""
-    raise NotImplementedError
+    """Make a textured mesh from a prompt; its bundle is kept beside it."""
+    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.progress import show_stages
+    from kiss3d_infer.tasks import text_to_3d as make_asset
+
+    asset = make_asset(
+        _pipeline(model, lora, device),
+        prompt,
+        out,
+        tile=tile,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        device=pick_device(device).name,
+        force=force,
+        on_progress=show_stages("text-to-3d"),
+    )
+    _show(asset)
 
 
 def serve(
@@ -122,3 +137,25 @@ def serve(
     from kiss3d_infer.serve.run import serve as run_server
 
     run_server(config, overrides or ())
+
+
+def _pipeline(model: Path, lora: Path | None, device: str) -> "FluxPipeline":
+    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.flux.base import load_base
+    from kiss3d_infer.flux.lora import apply_lora
+
+    place = pick_device(device)
+    pipeline = load_base(model, dtype=place.dtype, device=place.name)
+    if lora is not None:
+        apply_lora(pipeline, lora)
+    return pipeline
+
+
+def _show(asset: "Asset") -> None:
+    typer.echo(asset.path)
+    for name, value in asset.measurements.items():
+        if "/" not in name:
+            typer.echo(f"  {name} {value:.4g}")
+    typer.echo(f"  seconds {sum(asset.seconds.values()):.1f}")
+    for warning in asset.warnings:
+        typer.echo(f"  warning: {warning}")
