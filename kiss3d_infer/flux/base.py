@@ -293,6 +293,7 @@ def _random_pipeline(folder: Path) -> "FluxPipeline":
     clip = CLIPTextConfig.from_pretrained(folder / "text_encoder", vocab_size=len(clip_tokenizer))
     t5 = T5Config.from_pretrained(folder / "text_encoder_2", vocab_size=len(t5_tokenizer))
     vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+    _narrow_posterior(vae)
     _measure_latents(vae)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
@@ -309,6 +310,14 @@ def _random_pipeline(folder: Path) -> "FluxPipeline":
 
 def _max_length(tokenizer: Path) -> int:
     return int(json.loads((tokenizer / "tokenizer_config.json").read_text())["model_max_length"])
+
+
+def _narrow_posterior(vae: Any) -> None:
+    """Make the encoder certain, as training does; at random its noise would drown the images."""
+    with torch.no_grad():
+        log_variance = slice(vae.config.latent_channels, None)
+        vae.encoder.conv_out.weight[log_variance] = 0
+        vae.encoder.conv_out.bias[log_variance] = -12
 
 
 def _measure_latents(vae: Any) -> None:
