@@ -44,7 +44,8 @@ def generate_bundle(
         The bundle [3, rows*tile, views*tile] on the CPU.
 
     Raises:
-        InputError: the tile, the number of steps or the seed is out of range.
+        InputError: the tile, the number of steps or the seed is out of range, or the picture
+            holds NaN, as float16 may give.
     """
     _check(pipeline, tile, steps, seed)
     width, height = layout.image_size(tile)
@@ -67,7 +68,10 @@ def generate_bundle(
         callback_on_step_end=report,
         callback_on_step_end_tensor_inputs=[],
     ).images
-    return Bundle(images[0].float().cpu(), layout)
+    image = images[0].float().cpu()
+    if not image.isfinite().all():
+        raise InputError("the model overflowed", where="dtype", fix="use bfloat16 or float32")
+    return Bundle(image, layout)
 
 
 def _check(pipeline: "FluxPipeline", tile: int, steps: int, seed: int) -> None:

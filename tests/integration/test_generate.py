@@ -85,6 +85,13 @@ def test_values_that_cannot_be_drawn_are_refused(pipeline, settings, message):
         generate(pipeline, **settings)
 
 
+def test_a_picture_of_nan_is_refused(base):
+    broken = load_base(base, dtype="float32")
+    torch.nn.init.constant_(broken.transformer.proj_out.weight, float("nan"))
+    with pytest.raises(InputError, match="overflowed"):
+        generate(broken)
+
+
 def test_a_lora_changes_the_picture_and_scale_zero_does_not(base, pipeline, tmp_path):
     layer = "transformer_blocks.0.attn.to_q"
     torch.manual_seed(0)
