@@ -1,0 +1,125 @@
+"""Reads samples of a data set by index, with one `pread` per member."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from kiss3d_infer.bundle.image import Bundle, load_bundle
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of
+from kiss3d_train.data.shards.index import SPLITS, Split, check_size, load_index
+
+
+class ShardReader:
+    """Reads any sample with one `pread` per member and checks it against the index.
+
+    Safe to share between threads, and to send to another process (files open on first use).
+
+    Args:
+        folder: the data set.
+
+    Raises:
+        InputError: there is no data set, or a shard is missing or not as long as indexed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = load_index(folder)
+        for shard in self.index.shards:
+            check_size(folder / shard.name, shard.size)
+        self._shards = {split: self.index.of(split) for split in SPLITS}
+        self._rows = {
+            split: [(s, r) for s, shard in enumerate(shards) for r in range(len(shard.samples))]
+            for split, shards in self._shards.items()
+        }
+        self._open: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; they open again on use."""
+        with ExitStack() as stack:
+            while self._open:
+                stack.callback(os.close, self._open.popitem()[1])
+
+    def num_samples(self, split: Split) -> int:
+        """How many samples a split has."""
+        return len(self._rows[split])
+
+    def counts(self, split: Split) -> list[int]:
+        """Samples per shard of a split, as `SampleOrder` wants them."""
+        return [len(shard.samples) for shard in self._shards[split]]
+
+    def key(self, split: Split, index: int) -> str:
+        """The key of sample `index` of a split."""
+        shard, row = self._rows[split][index]
+        return self._shards[split][shard].samples[row].key
+
+    def read(self, split: Split, index: int) -> dict[str, bytes]:
+        """The members of sample `index` of a split, by extension.
+
+        Raises:
+            InputError: its bytes are not those that were indexed.
+        """
+        return self.read_at(split, *self._rows[split][index])
+
+    def read_at(self, split: Split, shard: int, row: int) -> dict[str, bytes]:
+        """The members of the sample at a (shard, row), by extension."""
+        indexed = self._shards[split][shard]
+        sample = indexed.samples[row]
+        path = self.folder / indexed.name
+        file = self._file(path)
+        members = {
+            extension: os.pread(file, size, offset)
+            for extension, (offset, size) in sample.members.items()
+        }
+        if sha256_of(b"".join(members.values())) != sample.sha256:
+            raise InputError(
+                "the sample's bytes differ from the index",
+                where=f"{path}:{sample.key}",
+                fix="'kiss3d data verify' lists all damage; make or fetch the shard again",
+            )
+        return members
+
+    def describe(self, split: Split, index: int) -> dict[str, Any]:
+        """The description of sample `index` of a split: caption, source, licence, checksums."""
+        return dict(json.loads(self.read(split, index)["json"]))
+
+    def _file(self, path: Path) -> int:
+        if path.name not in self._open:
+            self._open[path.name] = os.open(path, os.O_RDONLY)
+        return self._open[path.name]
+
+
+def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bundle, dict[str, Any]]:
+    """A sample's bundle and description.
+
+    Args:
+        members: as `ShardReader.read` returns them.
+        where: named in errors.
+
+    Raises:
+        InputError: a member is missing, the image is none, or the description is no JSON object.
+    """
+    images = [data for extension, data in members.items() if extension.startswith("bundle.")]
+    try:
+        meta = json.loads(members["json"])
+        bundle = load_bundle(images[0])
+    except InputError as error:
+        raise InputError(error.what, where=where, fix="make the shard again") from error
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            "the sample is incomplete", where=where, fix="make the shard again"
+        ) from error
+    return bundle, dict(meta)
