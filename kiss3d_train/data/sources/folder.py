@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,10 +13,13 @@ from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
-from kiss3d_train.data.sources.item import MeshItem, MeshSource, make_key
+from kiss3d_train.data.sources.item import MeshItem, make_key
 from kiss3d_train.data.sources.sweethome import SweetHomeSource
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
+LIBRARY_SUFFIX = ".sh3f"
+
+_library = lru_cache(maxsize=8)(SweetHomeSource)
 
 
 class Sidecar(Config):
@@ -42,31 +46,35 @@ class FolderSource:
         """All items, ordered by path.
 
         Raises:
-            InputError: the folder holds no mesh, or a sidecar is wrong.
+            InputError: the folder holds no mesh, or a sidecar or a library is wrong.
         """
-        if not self._items:
-            kinds = ", ".join((*SUFFIXES, ".sh3f"))
+        found: list[MeshItem] = []
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                found.append(self._found(path))
+            elif path.suffix.lower() == LIBRARY_SUFFIX:
+                name = path.relative_to(self.folder).as_posix()
+                found += [
+                    replace(item, locator=f"{name}#{item.locator}")
+                    for item in _library(path).items()
+                ]
+        if not found:
+            kinds = ", ".join((*SUFFIXES, LIBRARY_SUFFIX))
             raise InputError("no meshes in the folder", where=self.folder, fix=f"put {kinds} there")
-        return [item for item, _ in self._items.values()]
+        return found
+
+    def describe(self, item: MeshItem) -> MeshItem:
+        """The item itself: names and sidecars have told everything."""
+        return item
 
     def load(self, item: MeshItem) -> Mesh:
         """Read the item's mesh."""
-        _, library = self._items[item.key]
-        return library.load(item) if library else load_mesh(self.folder / item.locator)
+        library, _, number = item.locator.rpartition("#")
+        if library.lower().endswith(LIBRARY_SUFFIX):
+            return _library(self.folder / library).load(replace(item, locator=number))
+        return load_mesh(self.folder / item.locator)
 
-    @cached_property
-    def _items(self) -> dict[str, tuple[MeshItem, MeshSource | None]]:
-        found: dict[str, tuple[MeshItem, MeshSource | None]] = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                item = self._describe(path)
-                found[item.key] = item, None
-            elif path.suffix.lower() == ".sh3f":
-                library = SweetHomeSource(path)
-                found.update((item.key, (item, library)) for item in library.items())
-        return found
-
-    def _describe(self, path: Path) -> MeshItem:
+    def _found(self, path: Path) -> MeshItem:
         relative = path.relative_to(self.folder)
         sidecar = _read_sidecar(path.with_suffix(".json"))
         parent = "" if relative.parent == Path() else relative.parent.name

@@ -36,7 +36,11 @@ class MeshSource(Protocol):
     """A collection of meshes."""
 
     def items(self) -> Sequence[MeshItem]:
-        """All items, in an order that is the same on every call."""
+        """All items, in an order that is the same on every call; quick even for many."""
+        ...
+
+    def describe(self, item: MeshItem) -> MeshItem:
+        """The item with what only its content tells, such as an exact caption."""
         ...
 
     def load(self, item: MeshItem) -> Mesh:

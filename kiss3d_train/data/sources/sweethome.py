@@ -43,6 +43,10 @@ class SweetHomeSource:
         """All models, in the catalogue's order."""
         return [self._describe(number) for number in self._numbers()]
 
+    def describe(self, item: MeshItem) -> MeshItem:
+        """The item itself: the catalogue has told everything."""
+        return item
+
     def load(self, item: MeshItem) -> Mesh:
         """Read a model, turned and scaled as the catalogue says."""
         number = item.locator

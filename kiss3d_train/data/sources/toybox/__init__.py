@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import zip_longest
 
 from kiss3d_infer.scene.mesh import Mesh
@@ -49,23 +51,31 @@ class ToyboxSource:
         self.count, self.seed = count, seed
 
     def items(self) -> Sequence[MeshItem]:
-        """All items; captions are exact."""
+        """All items, not yet described: a caption takes building the object."""
         return [self._item(index) for index in range(self.count)]
+
+    def describe(self, item: MeshItem) -> MeshItem:
+        """The item with its class, category and exact caption."""
+        toy = _make_once(int(item.locator), self.seed)
+        return replace(item, name=toy.name, caption=toy.caption, category=toy.category)
 
     def load(self, item: MeshItem) -> Mesh:
         """Build the item's mesh."""
-        return make(int(item.locator), self.seed).mesh()
+        return _make_once(int(item.locator), self.seed).mesh()
 
     def _item(self, index: int) -> MeshItem:
-        toy = make(index, self.seed)
         return MeshItem(
             key=f"toybox-{self.seed}-{index:07d}",
-            name=toy.name,
-            caption=toy.caption,
-            category=toy.category,
+            name="",
+            caption=None,
+            category="",
             tags=(),
             source="toybox",
             licence="CC0-1.0",
-            author="kiss3d toybox",
+            author=None,
             locator=str(index),
         )
+
+
+# An item is described and then loaded.
+_make_once = lru_cache(maxsize=1)(make)

@@ -1,0 +1,308 @@
+"""Renders a mesh source into a folder of bundle images over Ray: resumable and deterministic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kiss3d_infer import __version__
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.progress import track
+from kiss3d_train.data.captions import caption_of
+from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
+from kiss3d_train.ray_session import ray_session, unwrapped
+
+if TYPE_CHECKING:
+    from kiss3d_infer.bundle.image import Bundle
+    from kiss3d_infer.scene.camera import Cameras
+    from kiss3d_infer.scene.mesh import Mesh
+
+QUARANTINE_NAME = "quarantine.jsonl"
+FRAME = 0.97
+"""Share of a tile's half that an object may reach."""
+
+
+@dataclass(frozen=True)
+class RenderSummary:
+    """What a render job did.
+
+    Attributes:
+        rendered: samples made now.
+        kept: samples that were whole already.
+        quarantined: meshes that cannot be rendered; reasons are in `quarantine.jsonl`.
+        seconds: of rendering, Ray's start included.
+    """
+
+    out: Path
+    rendered: int
+    kept: int
+    quarantined: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line."""
+        rate = self.rendered / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.rendered} rendered, {self.kept} kept, {self.quarantined} quarantined "
+            f"in {self.seconds:.0f} s ({rate:.1f}/s): {self.out}"
+        )
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What a worker needs besides the item; see `render_source`."""
+
+    spec: str
+    out: Path
+    tile: int
+    layout: BundleLayout
+
+
+def render_source(
+    spec: str,
+    out: Path,
+    *,
+    tile: int = 512,
+    layout: BundleLayout = PUBLISHED,
+    limit: int | None = None,
+    num_workers: int | None = None,
+) -> RenderSummary:
+    """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
+
+    The description is written last: where it stands, the sample is whole. A run over the same
+    folder keeps whole samples of the same settings and tries quarantined meshes again. The bytes do
+    not depend on the number of workers, and Ctrl-C leaves nothing that a later run would mistake.
+
+    Args:
+        spec: see `open_source`.
+        out: folder, shared by all nodes of a cluster.
+        tile: side of a tile in pixels.
+        layout: views and rows.
+        limit: only the first so many meshes.
+        num_workers: meshes rendered at a time, one CPU each; None = every CPU Ray has.
+
+    Raises:
+        InputError: no such source, or `out` cannot be written.
+    """
+    items = open_source(spec).items()[:limit]
+    job = RenderJob(str(_absolute(spec)), writable_folder(out).resolve(), tile, layout)
+    missing = [item for item in items if not _is_whole(job, item)]
+    quarantine = _Quarantine(out / QUARANTINE_NAME)
+    began = time.monotonic()
+    try:
+        if missing:
+            with ray_session(num_workers or 1) as resources, unwrapped():
+                workers = num_workers or int(resources["CPU"])
+                with closing(_outcomes(job, missing, workers)) as outcomes:
+                    for key, record in track(outcomes, "rendering", len(missing)):
+                        quarantine.note(key, record)
+    finally:
+        quarantine.save()
+    return RenderSummary(
+        out=out,
+        rendered=len(missing) - quarantine.num_noted,
+        kept=len(items) - len(missing),
+        quarantined=quarantine.num_noted,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _absolute(spec: str) -> str | Path:
+    """Workers run in folders of their own."""
+    path = Path(spec).expanduser()
+    return path.resolve() if path.exists() else spec
+
+
+def _is_whole(job: RenderJob, item: MeshItem) -> bool:
+    """Whether the sample exists with the job's settings."""
+    picture, description = _paths(job, item)
+    try:
+        meta = json.loads(description.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    settings = {"tile": job.tile, "layout": job.layout.model_dump(mode="json")}
+    return picture.is_file() and all(meta.get(name) == value for name, value in settings.items())
+
+
+def _paths(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
+    return job.out / f"{item.key}.bundle.png", job.out / f"{item.key}.json"
+
+
+Record = dict[str, Any]
+"""A line of the quarantine."""
+
+
+class _Quarantine:
+    """The meshes that could not be rendered, one line each, ordered by key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_noted = 0
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self._records: dict[str, Record] = {
+            record["key"]: record for record in map(json.loads, lines)
+        }
+
+    def note(self, key: str, record: Record | None) -> None:
+        """Note a mesh's failure, or with None that it could be rendered."""
+        self._records.pop(key, None)
+        if record is not None:
+            self.num_noted += 1
+            self._records[key] = record
+
+    def save(self) -> None:
+        """Write the file."""
+        lines = [
+            json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records)
+        ]
+        with writing(self.path) as aside:
+            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------- over Ray
+
+
+def _outcomes(
+    job: RenderJob, items: Sequence[MeshItem], workers: int
+) -> Generator[tuple[str, Record | None]]:
+    """Each item's key and, if it failed, its record, in the order in which they end."""
+    import ray
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+    task = ray.remote(num_cpus=1, max_retries=1)(render_item)
+    running: dict[Any, MeshItem] = {}
+    waiting = iter(items)
+    try:
+        while True:
+            # One more than there are workers, so that none waits for the driver.
+            while len(running) < workers + 1 and (item := next(waiting, None)) is not None:
+                running[task.remote(job, item)] = item
+            if not running:
+                return
+            (reference, *_), _ = ray.wait(list(running))
+            item = running.pop(reference)
+            try:
+                yield item.key, ray.get(reference)
+            except (WorkerCrashedError, OutOfMemoryError) as error:
+                reason = f"the worker process died: {type(error).__name__}"
+                yield item.key, _record(item, reason)
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+        # Cancelled tasks put away what they were writing.
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=10)
+
+
+def _record(item: MeshItem, reason: str) -> Record:
+    return {"key": item.key, "reason": reason, "source": item.source, "locator": item.locator}
+
+
+_source = lru_cache(maxsize=2)(open_source)
+
+
+def render_item(job: RenderJob, item: MeshItem) -> Record | None:
+    """Render one mesh and write its sample.
+
+    Returns:
+        None, or a record of the quarantine if the mesh is at fault.
+
+    Raises:
+        InputError: the sample cannot be written.
+    """
+    source: MeshSource = _source(job.spec)
+    try:
+        item = source.describe(item)
+        mesh, bundle, measurements = _rendered(source.load(item), job)
+    except InputError as error:
+        return _record(item, error.what)
+    except Exception as error:
+        return _record(item, f"{type(error).__name__}: {error}"[:500])
+    _write_sample(job, item, mesh, bundle, measurements)
+    return None
+
+
+def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
+    from kiss3d_infer.bundle.validate import validate
+    from kiss3d_infer.scene.render import render_bundle
+
+    mesh = framed(loaded.normalized(), job.layout.cameras)
+    bundle = render_bundle(mesh, job.layout, job.tile)
+    report = validate(bundle)
+    if report.measurements["empty_tiles"]:
+        raise InputError("the mesh cannot be seen from every side: it is flat")
+    return mesh, bundle, {name: round(value, 6) for name, value in report.measurements.items()}
+
+
+def _write_sample(
+    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, measurements: dict[str, float]
+) -> None:
+    from kiss3d_infer.bundle.image import encode_image
+
+    picture, description = _paths(job, item)
+    image = encode_image(bundle, "png")
+    meta = {
+        **asdict(item),
+        "caption": caption_of(item),
+        "mesh_sha256": mesh_sha256(mesh),
+        "num_faces": len(mesh.faces),
+        "bundle_sha256": sha256_of(image),
+        "tile": job.tile,
+        "layout": job.layout.model_dump(mode="json"),
+        "measurements": measurements,
+        "kiss3d_version": __version__,
+    }
+    # While the picture changes there must be no description that vouches for it.
+    description.unlink(missing_ok=True)
+    with writing(picture) as aside:
+        aside.write_bytes(image)
+    with writing(description) as aside:
+        aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------- geometry
+
+
+def framed(mesh: Mesh, cameras: Cameras) -> Mesh:
+    """Shrink a normalised mesh just enough that no view cuts it off; most meshes stay as they are.
+
+    A point (x, y, z) in camera axes scaled by s lies inside the frame if
+    s |x| <= FRAME (d - s z) / f for the camera's distance d and focal length f; likewise y.
+
+    Args:
+        mesh: centred, longest half-extent 1.
+        cameras: all at one distance from the origin.
+    """
+    import torch
+
+    used = mesh.vertices[torch.unique(mesh.faces.long())]
+    view = torch.einsum("vji,nj->vni", cameras.rotations, used)  # [V, N, 3] camera axes
+    reach = view[..., :2].abs().amax(-1)
+    edge = FRAME / cameras.focal
+    scale = (edge * cameras.distance / (reach + edge * view[..., 2]).clamp_min(1e-6)).amin()
+    return mesh if scale >= 1 else replace(mesh, vertices=mesh.vertices * scale)
+
+
+def mesh_sha256(mesh: Mesh) -> str:
+    """A checksum of the mesh as rendered: geometry, colours and textures."""
+    digest = hashlib.sha256()
+    for name in ("vertices", "faces", "normals", "uv", "vertex_colors", "material_index"):
+        tensor = getattr(mesh, name)
+        if tensor is not None:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    for material in mesh.materials:
+        digest.update(repr(material.base_color).encode())
+        if material.texture is not None:
+            digest.update(f"texture {tuple(material.texture.shape)}".encode())
+            digest.update(material.texture.contiguous().numpy().tobytes())
+    return digest.hexdigest()
