@@ -1,0 +1,130 @@
+"""Gradient descent on the vertices of a mesh whose connectivity changes as it goes.
+
+Adam with one second moment per vertex, steps in units of the local target edge length, and a
+controller that shortens the target while vertices move slowly (Palfinger, "Continuous remeshing
+for inverse rendering", 2022). One change: the denominator also holds a share of the mesh's mean
+second moment, so that a vertex that no view sees, whose tiny gradient Adam would blow up to a full
+step, stays where it is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kiss3d_infer.reconstruct.remesh import remesh
+from kiss3d_infer.reconstruct.topology import Float32, Int32, compiled
+
+# Columns of a vertex's state row; the remesher averages all of them.
+_POSITION, _MOMENTUM = slice(0, 3), slice(3, 6)
+_SECOND_MOMENT, _SPEED, _TARGET_LENGTH = 6, 7, 8
+_NUM_COLUMNS = 9
+
+
+@dataclass(frozen=True)
+class DescentSettings:
+    """How a mesh descends; the defaults are continuous remeshing's except where noted."""
+
+    edge_lengths: tuple[float, float]
+    """(first, least) target edge length, world units; the controller moves between the two."""
+    learning_rate: float = 0.3
+    """Step in target edge lengths at unit normalised gradient."""
+    decay: float = 1.0
+    """Factor on the learning rate per step."""
+    ramp: float = 1.0
+    """Steps over which the learning rate rises at the start, in units of 1 / (1 - beta)."""
+    beta: float = 0.8
+    """Decay of both moments; short, for the landscape changes with every remeshing."""
+    length_gain: float = 0.05
+    """How strongly the target length follows the mean speed."""
+    reference_speed: float = 0.3
+    """The mean speed at which the target length stays."""
+    smoothing: float = 0.01
+    """Weight of the pull toward the neighbours' mean, scaled by each vertex's speed."""
+    stillness: float = 0.3
+    """Share of the mean gradient norm added to each vertex's own (ours; 0 is the original)."""
+    gradient_limit: float = 10.0
+    """A gradient component is clipped to this multiple of its momentum."""
+
+
+class MeshDescent:
+    """A mesh under optimisation: give it gradients, let it remesh.
+
+    Args:
+        vertices: [N, 3] start positions.
+        faces: [F, 3] a closed manifold.
+        settings: see `DescentSettings`.
+    """
+
+    def __init__(self, vertices: Float32, faces: Int32, settings: DescentSettings) -> None:
+        self._state = np.zeros((len(vertices), _NUM_COLUMNS), np.float32)
+        self._state[:, _POSITION] = vertices
+        self._state[:, _TARGET_LENGTH] = settings.edge_lengths[0]
+        self.faces = np.ascontiguousarray(faces, np.int32)
+        self._settings = settings
+        self._num_steps = 0
+
+    @property
+    def vertices(self) -> Float32:
+        """A copy of the positions, [N, 3]."""
+        return np.ascontiguousarray(self._state[:, _POSITION])
+
+    @property
+    def target_length(self) -> float:
+        """The mean target edge length, world units."""
+        return float(self._state[:, _TARGET_LENGTH].mean())
+
+    def step(self, gradient: Float32) -> None:
+        """Move every vertex against its gradient [N, 3] and update the target edge length."""
+        settings, state = self._settings, self._state
+        self._num_steps += 1
+        self._update_moments(gradient)
+        norms = np.sqrt(state[:, _SECOND_MOMENT])
+        floor = settings.stillness * math.sqrt(float(state[:, _SECOND_MOMENT].mean())) + 1e-8
+        velocity = state[:, _MOMENTUM] / (norms + np.float32(floor))[:, None]
+        state[:, _SPEED] = np.sqrt(np.einsum("ij,ij->i", velocity, velocity))
+        warm = min(1.0, self._num_steps * (1 - settings.beta) / settings.ramp)
+        rate = settings.learning_rate * settings.decay**self._num_steps * warm
+        state[:, _POSITION] -= velocity * (np.float32(rate) * state[:, _TARGET_LENGTH, None])
+        error = float(state[:, _SPEED].mean()) - settings.reference_speed
+        first, least = settings.edge_lengths
+        lengths = state[:, _TARGET_LENGTH] * np.float32(1 + settings.length_gain * error)
+        state[:, _TARGET_LENGTH] = np.clip(lengths, least, first)
+
+    def remesh(self) -> None:
+        """Bring the edges nearer to the target length."""
+        self._state, self.faces = remesh(self._state, self.faces, length_column=_TARGET_LENGTH)
+
+    def _update_moments(self, gradient: Float32) -> None:
+        settings, state = self._settings, self._state
+        offset = state[:, _POSITION] - neighbour_means(self.vertices, self.faces)
+        gradient = gradient + offset * (np.float32(settings.smoothing) * state[:, _SPEED, None])
+        if self._num_steps > 1:
+            limit = np.abs(state[:, _MOMENTUM]) * np.float32(settings.gradient_limit)
+            gradient = np.clip(gradient, -limit, limit)
+        # Bias-corrected moments are stored, so that remeshing may average old and new vertices.
+        before = 1 - settings.beta ** (self._num_steps - 1)
+        after = 1 - settings.beta**self._num_steps
+        old = np.float32(settings.beta * before / after)
+        new = np.float32((1 - settings.beta) / after)
+        squared = np.einsum("ij,ij->i", gradient, gradient)
+        state[:, _MOMENTUM] = old * state[:, _MOMENTUM] + new * gradient
+        state[:, _SECOND_MOMENT] = old * state[:, _SECOND_MOMENT] + new * squared
+
+
+@compiled
+def neighbour_means(vertices: Float32, faces: Int32) -> Float32:
+    """Mean position of each vertex's neighbours on a closed mesh, [N, 3]."""
+    sums = np.zeros(vertices.shape, np.float32)
+    counts = np.zeros(vertices.shape[0], np.float32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            # On a closed mesh every edge leaves its vertex in exactly one face.
+            vertex, neighbour = faces[face, corner], faces[face, (corner + 1) % 3]
+            for k in range(3):
+                sums[vertex, k] += vertices[neighbour, k]
+            counts[vertex] += 1
+    for vertex in range(vertices.shape[0]):
+        for k in range(3):
+            sums[vertex, k] /= max(counts[vertex], np.float32(1))
+    return sums

@@ -1,0 +1,45 @@
+"""What a user may choose about a reconstruction, and what comes out."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from kiss3d_infer.config import Config
+
+if TYPE_CHECKING:
+    from kiss3d_infer.scene.mesh import Mesh
+
+
+class ReconstructSettings(Config):
+    """How a bundle becomes a mesh."""
+
+    init: Literal["carve", "hull", "sphere"] = "carve"
+    """First shape: the views' hull carved by their normals, the hull alone, or a ball."""
+    coarse_steps: int = Field(150, ge=0, le=2000)
+    """Gradient steps at up to 256 pixels per view."""
+    fine_steps: int = Field(40, ge=0, le=2000)
+    """Gradient steps at up to 512 pixels per view."""
+    num_faces: int = Field(20_000, ge=100, le=200_000)
+    """Most faces of the result; unwrapping takes long beyond 40,000."""
+    texture_size: int = Field(1024, ge=64, le=8192)
+    """Side of the square texture in texels."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A textured mesh and how well it agrees with its bundle.
+
+    Attributes:
+        mesh: closed, with normals, texture coordinates and one textured material; front +Z.
+        measurements: `silhouette_iou`, `normal_error` (degrees), each also by view as
+            `<name>/<view>`, `color_psnr` (dB), `num_faces`, `watertight` (0 or 1) and
+            `unseen_share` of the texels.
+        seconds: wall time by stage.
+        warnings: sentences about what was wrong with the bundle and how it was met.
+    """
+
+    mesh: "Mesh"
+    measurements: dict[str, float]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()

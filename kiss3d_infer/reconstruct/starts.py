@@ -1,0 +1,209 @@
+"""Initial shapes: a sphere, the silhouettes' hull, or the hull carved by integrated normals."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from kiss3d_infer.reconstruct.integrate import integrate_normals, perspective_normals
+from kiss3d_infer.reconstruct.target import Target
+from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.volume import (
+    Grid,
+    hull_grid,
+    project,
+    sample,
+    silhouette_distance,
+    surface,
+    visual_hull,
+)
+
+StartName = Literal["carve", "hull", "sphere"]
+
+_NUM_VOXELS = 96
+_DEPTH_SIZE = 128
+_NUM_DEPTHS = 161
+_ROW_SHARE = 0.97
+_LEAST_SEGMENT = 4
+_MARGIN = 0.01
+_STEEPEST_VIEW = 30.0
+"""Degrees of elevation up to which an image row is near enough to a horizontal slice."""
+_LEAST_COVERAGE = 0.8
+"""Share of the hull's silhouettes that a carved shape must still fill."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An initial shape.
+
+    Attributes:
+        vertices: [N, 3] world units.
+        faces: [F, 3] closed and outward.
+        name: what it is in the end, after falling back where the asked one made no sense.
+    """
+
+    vertices: Float32
+    faces: Int32
+    name: StartName
+
+
+def make_start(name: StartName, target: Target) -> Start:
+    """Build the asked start; carve falls back to hull, and hull to sphere, when it comes out empty.
+
+    Args:
+        name: "carve" knows concavities and thin parts, "hull" only outlines, "sphere" nothing.
+        target: on the CPU.
+    """
+    if name != "sphere":
+        shapes = _HullAndDepth(target)
+        if name == "carve" and (carved := shapes.carved()) is not None:
+            return Start(*carved, "carve")
+        vertices, faces = surface(shapes.hull, shapes.grid)
+        if len(faces):
+            return Start(vertices, faces, "hull")
+    return Start(*_sphere(), "sphere")
+
+
+def _sphere(radius: float = 0.5) -> tuple[Float32, Int32]:
+    import trimesh
+
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=radius)
+    return np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int32)
+
+
+class _HullAndDepth:
+    """The hull of a target's silhouettes, and the depth of what its normal maps show."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target.resized(min(_DEPTH_SIZE, target.size))
+        self._cameras = target.cameras
+        self._distances = [silhouette_distance(a[..., 0].numpy()) for a in target.alpha]
+        self.grid: Grid = hull_grid(self._distances, self._cameras, _NUM_VOXELS)
+        self.hull = visual_hull(self.grid, self._distances, self._cameras)
+
+    def carved(self) -> tuple[Float32, Int32] | None:
+        """The hull without what lies before a visible surface; None if that eats the object."""
+        values = self.hull.copy()
+        points, matrices = self.grid.points, self._cameras.world_to_clip.numpy()
+        for view, elevation in enumerate(self._cameras.elevations):
+            if abs(elevation) > _STEEPEST_VIEW:
+                continue
+            depth = self._surface_depth(view)
+            toward = self._cameras.rotations[view, :, 2].numpy()
+            own_depth = np.float32(self._cameras.distance) - points @ toward
+            pixels = project(points, matrices[view], self._target.size)
+            values = np.minimum(values, own_depth - sample(depth, pixels, outside=0.0))
+        return surface(values, self.grid) if self._still_fills(values) else None
+
+    def _still_fills(self, values: Float32) -> bool:
+        points, size = self.grid.points, _NUM_VOXELS // 2
+        for matrix in self._cameras.world_to_clip.numpy():
+            footprints = []
+            for inside in (self.hull > 0, values > 0):
+                footprint = np.zeros((size, size), bool)
+                row, column = np.rint(project(points[inside], matrix, size)).astype(int)
+                footprint[row.clip(0, size - 1), column.clip(0, size - 1)] = True
+                footprints.append(int(footprint.sum()))
+            if footprints[1] < _LEAST_COVERAGE * footprints[0] or footprints[1] == 0:
+                return False
+        return True
+
+    def _surface_depth(self, view: int) -> Float32:
+        """Depth [S, S] of the surface a view sees, a margin nearer; 0 where it is unknown."""
+        target, cameras = self._target, self._cameras
+        coverage = target.alpha[view, ..., 0].numpy()
+        mask = coverage > 0.5
+        if not mask.any():
+            return np.zeros(coverage.shape, np.float32)
+        world = target.normals[view].double().numpy() / np.maximum(coverage, 1e-6)[..., None]
+        normals = world @ cameras.rotations[view].double().numpy()
+        focal = cameras.focal * target.size / 2
+        height, segments = integrate_normals(perspective_normals(normals, focal), mask)
+        rays = self._rays(view)[mask]
+        labels, rows = segments[mask], np.nonzero(mask)[0]
+        shape = np.exp(-height[mask] / focal)
+        shape /= ndimage.median(shape, labels, np.arange(labels.max() + 1))[labels]
+        depth = (shape * self._segment_depths(view, shape, rays, labels, rows)[labels]).astype("f4")
+        points = cameras.positions[view].numpy() + rays * depth[:, None]
+        # Two surfaces merged by mistake put one of them outside the other views' silhouettes.
+        depth[~self._inside_others(view, points, slack=4.0)] = np.nan
+        return _spread_depth(mask, depth)
+
+    def _rays(self, view: int) -> Float32:
+        """World vectors [S, S, 3] from the camera to each pixel's point at depth 1."""
+        size, focal = self._target.size, self._cameras.focal
+        x = ((np.arange(size) + 0.5) / size * 2 - 1) / focal
+        across, down = np.meshgrid(x, x)
+        local = np.stack([across, -down, -np.ones_like(across)], -1)
+        rays: Float32 = (local @ self._cameras.rotations[view].numpy().T).astype(np.float32)
+        return rays
+
+    def _segment_depths(
+        self,
+        view: int,
+        shape: NDArray[np.float64],
+        rays: Float32,
+        labels: NDArray[np.int64],
+        rows: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Absolute median depth of each segment [K], nan where no depth is consistent.
+
+        Under a near-horizontal camera a row of pixels sees a horizontal slice, whose front must
+        touch the outline that the other views give it: so each row votes for the least depth that
+        keeps it inside the other silhouettes, and the segment takes the median vote.
+        """
+        cameras, size = self._cameras, self._target.size
+        keys, groups = np.unique(labels * size + rows, return_inverse=True)
+        counts = np.bincount(groups)
+        nearest = np.full(len(keys), np.nan)
+        half = float(np.abs(self.grid.points.reshape(-1, 3)).max()) * 1.5
+        ends = cameras.distance + half, max(cameras.distance - half, 0.1)
+        scaled = rays * shape[:, None].astype(np.float32)
+        origin = cameras.positions[view].numpy()
+        for depth in np.linspace(*ends, _NUM_DEPTHS, dtype=np.float32):
+            inside = self._inside_others(view, origin + depth * scaled, slack=1.5)
+            share = np.bincount(groups, inside, minlength=len(keys)) / counts
+            nearest[share >= _ROW_SHARE] = depth
+        depths = np.full(labels.max() + 1, np.nan)
+        sizes = np.bincount(labels)[keys // size]
+        voted = ~np.isnan(nearest) & (sizes >= _LEAST_SEGMENT)
+        for label in np.unique(keys[voted] // size):
+            votes = voted & (keys // size == label)
+            depths[label] = _weighted_median(nearest[votes], counts[votes])
+        return depths
+
+    def _inside_others(self, view: int, points: Float32, slack: float) -> NDArray[np.bool_]:
+        """Which points lie within all other silhouettes, give or take `slack` depth-map pixels."""
+        size = len(self._distances[0])
+        limit = -slack * size / self._target.size
+        inside = np.ones(len(points), bool)
+        for other, matrix in enumerate(self._cameras.world_to_clip.numpy()):
+            if other != view:
+                with np.errstate(invalid="ignore"):
+                    row, column = np.rint(np.nan_to_num(project(points, matrix, size), nan=-9.0))
+                within = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+                row, column = row.clip(0, size - 1), column.clip(0, size - 1)
+                distance = self._distances[other][row.astype(np.intp), column.astype(np.intp)]
+                inside &= within & (distance > limit)
+        return inside
+
+
+def _spread_depth(mask: NDArray[np.bool_], depth: Float32) -> Float32:
+    """Depths of the masked pixels as an image that carves nothing where they are unknown."""
+    image = np.full(mask.shape, np.nan, np.float32)
+    image[mask] = depth
+    unknown = np.isnan(image)
+    if unknown.all():
+        return np.zeros(mask.shape, np.float32)
+    gap, (row, column) = ndimage.distance_transform_edt(unknown, return_indices=True)
+    spread: Float32 = image[row, column] - np.float32(_MARGIN)
+    spread[(gap > 1.5) & mask] = 0
+    return spread
+
+
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
+    order = np.argsort(-values)
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, 0.5 * total[-1])])

@@ -1,0 +1,165 @@
+"""UV atlas and texture of a reconstructed mesh."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import splu
+from torch import Tensor
+from torch.nn import functional
+
+from kiss3d_infer.reconstruct.projection import Projector
+from kiss3d_infer.reconstruct.target import Target
+from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.scene.mesh import Material, Mesh
+from kiss3d_infer.scene.raster import rasterizer_for, vertex_normals
+
+_CONFIDENT = 0.05
+"""Weight from which on a point's projected colour is taken as it is."""
+_UNSEEN = 1e-3
+_DATA_STIFFNESS = 50.0
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A mesh cut open and laid flat.
+
+    Attributes:
+        source: [M] the original vertex of each atlas vertex; seams duplicate vertices.
+        faces: [F, 3] over the atlas vertices, in the original order.
+        uv: [M, 2] in [0, 1], v up.
+    """
+
+    source: Tensor
+    faces: Tensor
+    uv: Tensor
+
+
+def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> tuple[Mesh, float]:
+    """Unwrap a mesh and paint it with the target's views.
+
+    Args:
+        vertices: [N, 3] world units.
+        faces: [F, 3] a closed manifold; xatlas may hang on others.
+        target: the views; its device does the work.
+        size: side of the square texture in texels.
+
+    Returns:
+        The mesh, in main memory, and the share of its texels that no view has seen.
+    """
+    device = target.rgb.device
+    atlas = unwrap(vertices, faces, size)
+    positions, triangles = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
+    normals = vertex_normals(positions, triangles)
+    projector = Projector(target, positions, triangles)
+    colors, weights = projector.colors_at(positions, normals)
+    filled = fill_unseen(vertices, faces, colors.cpu().numpy(), weights[:, 0].cpu().numpy())
+    attributes = torch.cat([positions, normals, torch.from_numpy(filled).to(device)], 1)
+    texture, unseen_share = _bake(projector, atlas, attributes, size)
+    mesh = Mesh(
+        vertices=torch.from_numpy(vertices)[atlas.source],
+        faces=atlas.faces,
+        normals=normals.cpu()[atlas.source],
+        uv=atlas.uv,
+        materials=(Material("surface", texture=texture.cpu()),),
+    )
+    return mesh, unseen_share
+
+
+def unwrap(vertices: Float32, faces: Int32, size: int) -> Atlas:
+    """Cut a closed mesh into charts and pack them into a square (xatlas)."""
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(vertices, faces.astype(np.uint32))
+    charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
+    charts.normal_deviation_weight = 1.0  # half the default: fewer, larger charts
+    packing.resolution = size
+    packing.padding = 2  # texels, so that bilinear lookup never mixes charts
+    atlas.generate(charts, packing)
+    source, corners, uv = atlas[0]
+    return Atlas(
+        torch.from_numpy(source.astype(np.int64)),
+        torch.from_numpy(corners.astype(np.int32)),
+        torch.from_numpy(uv.astype(np.float32)),
+    )
+
+
+def fill_unseen(vertices: Float32, faces: Int32, colors: Float32, weights: Float32) -> Float32:
+    """Continue the colours of seen vertices smoothly over those that no view has seen.
+
+    Minimises the colour differences along the edges (over edge length) plus, at seen vertices, the
+    difference from the colour seen. Solved directly: on large unseen areas conjugate gradients
+    would stop early and leave the middle black.
+
+    Args:
+        vertices: [N, 3].
+        faces: [F, 3] closed.
+        colors: [N, 3] as seen.
+        weights: [N] total view weights.
+
+    Returns:
+        Colours [N, 3].
+    """
+    seen = weights > _UNSEEN
+    if not seen.any():
+        return np.full(colors.shape, 0.8, np.float32)
+    start, end = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    pull = 1 / (np.linalg.norm(vertices[start] - vertices[end], axis=1).astype(np.float64) + 1e-6)
+    count = len(vertices)
+    # On a closed mesh the directed edges of the faces are symmetric, and so is the sum.
+    pulls = sparse.coo_matrix((pull, (start, end)), shape=(count, count)).tocsr()
+    pulls = pulls + pulls.T
+    degree = np.asarray(pulls.sum(1)).ravel()
+    confidence = np.minimum(weights / _CONFIDENT, 1.0)
+    # A shell that is nowhere seen takes the mean colour.
+    stiffness = np.where(seen, confidence * _DATA_STIFFNESS, 1e-9) * degree.mean()
+    wanted = np.where(seen[:, None], colors, colors[seen].mean(0))
+    system = (sparse.diags(degree + stiffness) - pulls).tocsc()
+    solution = splu(system).solve(stiffness[:, None] * wanted)
+    colors_everywhere: Float32 = np.clip(solution, 0, 1).astype(np.float32)
+    return colors_everywhere
+
+
+def _bake(
+    projector: Projector, atlas: Atlas, attributes: Tensor, size: int
+) -> tuple[Tensor, float]:
+    """Paint the texels of all charts, then the space between them.
+
+    Args:
+        projector: gives the colour of surface points.
+        atlas: where each face lies in the texture.
+        attributes: [N, 9] position, normal and fallback colour of the original vertices.
+        size: side of the texture.
+
+    Returns:
+        The texture [size, size, 3] with row 0 at the top, and the share of unseen texels.
+    """
+    device = attributes.device
+    flat = torch.cat([atlas.uv * 2 - 1, torch.zeros(len(atlas.uv), 1)], 1)
+    clip = functional.pad(flat, (0, 1), value=1.0)[None].to(device)
+    rasterizer = rasterizer_for(device)
+    fragments = rasterizer.rasterize(clip, atlas.faces.to(device), (size, size))
+    covered = fragments.face[0] > 0
+    at_texels = rasterizer.interpolate(attributes[atlas.source.to(device)], fragments)[0][covered]
+    positions, normals, fallback = torch.split(at_texels, 3, dim=1)
+    painted, num_unseen = [], 0
+    for chunk in torch.split(torch.arange(len(at_texels), device=device), _CHUNK):
+        normal = functional.normalize(normals[chunk], dim=1)
+        color, weight = projector.colors_at(positions[chunk], normal)
+        trust = (weight / _CONFIDENT).clamp(max=1)
+        painted.append(torch.lerp(fallback[chunk], color, trust))
+        num_unseen += int((weight <= _UNSEEN).sum())
+    texture = torch.zeros(size, size, 3, device=device)
+    texture[covered] = torch.cat(painted)
+    return _dilated(texture, covered), num_unseen / max(len(at_texels), 1)
+
+
+def _dilated(texture: Tensor, covered: Tensor) -> Tensor:
+    """Give every texel outside the charts the colour of the nearest one inside."""
+    row, column = ndimage.distance_transform_edt(
+        ~covered.cpu().numpy(), return_distances=False, return_indices=True
+    )
+    return texture[torch.from_numpy(row).long(), torch.from_numpy(column).long()]

@@ -1,0 +1,106 @@
+"""Incidence tables of a triangle mesh, as compiled kernels.
+
+Edge k of a face is the one opposite its corner k, so it joins the corners k + 1 and k + 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile with numba: machine code cached on disk, the interpreter lock released."""
+    kernel: _Function = numba.njit(function, cache=True, nogil=True)
+    return kernel
+
+
+@compiled
+def incident_faces(faces: Int32, num_vertices: int) -> tuple[Int32, Int32]:
+    """List the faces around every vertex.
+
+    Returns:
+        starts [N + 1] and incident [3 F]: vertex v touches the faces
+        `incident[starts[v]:starts[v + 1]]`, in ascending order.
+    """
+    starts = np.zeros(num_vertices + 1, np.int32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            starts[faces[face, corner] + 1] += 1
+    for vertex in range(num_vertices):
+        starts[vertex + 1] += starts[vertex]
+    cursor = starts[:-1].copy()
+    incident = np.empty(3 * faces.shape[0], np.int32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            vertex = faces[face, corner]
+            incident[cursor[vertex]] = face
+            cursor[vertex] += 1
+    return starts, incident
+
+
+@compiled
+def edge_table(faces: Int32, num_vertices: int) -> tuple[Int32, Int32, Int32, Int32]:
+    """Number the undirected edges in the order in which the faces first name them.
+
+    Returns:
+        edges [E, 2]: end vertices, the smaller first.
+        face_edges [F, 3]: the edge opposite each corner.
+        edge_faces [E, 2]: the first two faces at each edge, -1 where there is none.
+        num_faces [E]: how many faces meet at each edge; 2 everywhere on a closed manifold.
+    """
+    num_halfedges = 3 * faces.shape[0]
+    # A hash table would do; buckets by the smaller end vertex need no hashing and stay short.
+    starts = np.zeros(num_vertices + 1, np.int32)
+    for face in range(faces.shape[0]):
+        for k in range(3):
+            starts[min(faces[face, (k + 1) % 3], faces[face, (k + 2) % 3]) + 1] += 1
+    for vertex in range(num_vertices):
+        starts[vertex + 1] += starts[vertex]
+    cursor = starts[:-1].copy()
+    bucket = np.empty(num_halfedges, np.int32)
+    edges = np.empty((num_halfedges, 2), np.int32)
+    edge_faces = np.full((num_halfedges, 2), -1, np.int32)
+    num_faces = np.zeros(num_halfedges, np.int32)
+    face_edges = np.empty(faces.shape, np.int32)
+    count = 0
+    for face in range(faces.shape[0]):
+        for k in range(3):
+            u, v = faces[face, (k + 1) % 3], faces[face, (k + 2) % 3]
+            low, high = min(u, v), max(u, v)
+            edge = -1
+            for i in range(starts[low], cursor[low]):
+                if edges[bucket[i], 1] == high:
+                    edge = bucket[i]
+                    break
+            if edge < 0:
+                edge = count
+                count += 1
+                bucket[cursor[low]] = edge
+                cursor[low] += 1
+                edges[edge, 0], edges[edge, 1] = low, high
+            face_edges[face, k] = edge
+            if num_faces[edge] < 2:
+                edge_faces[edge, num_faces[edge]] = face
+            num_faces[edge] += 1
+    return edges[:count], face_edges, edge_faces[:count], num_faces[:count]
+
+
+def is_closed_manifold(faces: Int32, num_vertices: int) -> bool:
+    """Whether two oppositely wound faces meet at every edge."""
+    halfedges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(
+        np.int64
+    )
+    forward = np.sort(halfedges[:, 0] * num_vertices + halfedges[:, 1])
+    backward = np.sort(halfedges[:, 1] * num_vertices + halfedges[:, 0])
+    once_each = bool(np.all(forward[1:] != forward[:-1]))
+    return len(faces) > 0 and once_each and bool(np.array_equal(forward, backward))
