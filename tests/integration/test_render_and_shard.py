@@ -1,0 +1,147 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kiss3d_infer.bundle.image import load_bundle
+from kiss3d_infer.bundle.validate import validate
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.scene.export import save_mesh
+from kiss3d_train.data.render import RenderSummary, render_source
+from kiss3d_train.data.shards import ShardReader, decode_sample, verify, write_shards
+from kiss3d_train.data.sources.toybox import make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_on_two_cores() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _counts(summary: RenderSummary) -> tuple[int, int, int]:
+    return summary.rendered, summary.kept, summary.quarantined
+
+
+def test_renders_are_the_same_for_any_number_of_workers_and_resume(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert _counts(render_source("toybox:6", one, tile=32, num_workers=1)) == (6, 0, 0)
+    assert _counts(render_source("toybox:6", two, tile=32, limit=2)) == (2, 0, 0)
+    # Neither a description without its picture nor a picture without description is a sample.
+    (two / "toybox-0-0000000.bundle.png").unlink()
+    (two / "toybox-0-0000001.json").unlink()
+    assert _counts(render_source("toybox:6", two, tile=32, num_workers=2)) == (6, 0, 0)
+    assert _contents(one) == _contents(two)
+    times = {path.name: path.stat().st_mtime_ns for path in one.glob("*.png")}
+    assert _counts(render_source("toybox:6", one, tile=32)) == (0, 6, 0)
+    assert times == {path.name: path.stat().st_mtime_ns for path in one.glob("*.png")}
+    assert _counts(render_source("toybox:6", one, tile=16)) == (6, 0, 0)
+
+
+def test_from_meshes_to_samples(tmp_path: Path) -> None:
+    render_source("toybox:12", tmp_path / "rendered", tile=64)
+    for path in (tmp_path / "rendered").glob("*.png"):
+        report = validate(load_bundle(path))
+        assert report.ok, (path.name, report.problems)
+    write_shards(tmp_path / "rendered", tmp_path / "shards", max_samples=5)
+    verify(tmp_path / "shards")
+    with ShardReader(tmp_path / "shards") as reader:
+        bundle, meta = decode_sample(reader.read("train", 0))
+        assert reader.num_samples("train") + reader.num_samples("val") == 12
+    index = int(meta["locator"])
+    assert meta["caption"] == make(index).caption
+    assert bundle.tile == meta["tile"] == 64
+
+
+def _bad_meshes(folder: Path) -> None:
+    """Five meshes that cannot be rendered beside one that can."""
+    folder.mkdir()
+    save_mesh(make(0).mesh(), folder / "chair.glb")
+    (folder / "empty.glb").write_bytes(b"")
+    (folder / "noise.obj").write_bytes(b"\x00\xff no mesh")
+    (folder / "nan.obj").write_text("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n")
+    (folder / "flat.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    (folder / "bomb.glb").write_bytes(_bomb(30_000_000))
+
+
+def _bomb(num_vertices: int) -> bytes:
+    """A GLB of a few hundred bytes that declares many vertices."""
+    accessor = {"componentType": 5126, "count": num_vertices, "type": "VEC3"}
+    document = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+        "accessors": [accessor],
+    }
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    header = b"glTF" + (2).to_bytes(4, "little") + (20 + len(text)).to_bytes(4, "little")
+    return header + len(text).to_bytes(4, "little") + b"JSON" + text
+
+
+def test_bad_meshes_are_quarantined_once_and_the_job_goes_on(tmp_path: Path) -> None:
+    source, out = tmp_path / "meshes", tmp_path / "out"
+    _bad_meshes(source)
+    for expected in ((1, 0, 5), (0, 1, 5)):
+        assert _counts(render_source(str(source), out, tile=32)) == expected
+        lines = (out / "quarantine.jsonl").read_text().splitlines()
+        records = {record["locator"]: record for record in map(json.loads, lines)}
+        assert len(lines) == 5
+        assert set(records) == {"empty.glb", "noise.obj", "nan.obj", "flat.obj", "bomb.glb"}
+        assert "30000000 vertices" in records["bomb.glb"]["reason"]
+        assert "empty" in records["empty.glb"]["reason"]
+        assert "flat" in records["flat.obj"]["reason"]
+        assert all(record["key"] and record["source"] == "meshes" for record in records.values())
+    save_mesh(make(1).mesh(), source / "nan.obj")
+    assert _counts(render_source(str(source), out, tile=32)) == (1, 1, 4)
+    assert "nan.obj" not in (out / "quarantine.jsonl").read_text()
+
+
+def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"):
+        render_source("toybox:2", tmp_path / "file" / "out", tile=32)
+
+
+def test_ctrl_c_leaves_only_whole_samples_and_the_job_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "from pathlib import Path; from kiss3d_train.data.render import render_source; "
+        f"render_source('toybox:400', Path({str(out)!r}), tile=96, num_workers=2)"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    done = {path.stem for path in out.glob("*.json")}
+    assert 3 <= len(done) < 400
+    assert not [path.name for path in out.iterdir() if "partial" in path.name]
+    for key in done:
+        load_bundle(out / f"{key}.bundle.png")
+    assert (out / "quarantine.jsonl").read_text() == ""
+    limit = len(done) + 4
+    summary = render_source("toybox:400", out, tile=96, limit=limit)
+    assert summary.quarantined == 0 and summary.kept >= 1
+    assert {f"toybox-0-{index:07d}" for index in range(limit)} <= {
+        p.stem for p in out.glob("*.json")
+    }
