@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.engine import KINDS, State
 
 _LOG = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def save(
     Raises:
         InputError: the folder cannot be written.
     """
-    final = writable_folder(folder) / f"{_PREFIX}{step:08d}"
+    final = path_of(writable_folder(folder), step)
     aside = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -105,6 +106,16 @@ def save(
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+def checkpoints_of(config: TrainConfig) -> Path:
+    """Folder of a run's checkpoints."""
+    return config.run.dir / "checkpoints"
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps lies."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def load(path: Path) -> Checkpoint:

@@ -19,11 +19,14 @@ STOP_FILE = ".stop"
 """Its presence in run.dir asks the run to save a checkpoint and end at the next drain."""
 
 
-class MetricSink(Protocol):
-    """Where rank 0 sends metrics; must return at once."""
+class Sink(Protocol):
+    """Where rank 0 sends what people look at; must return at once."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Record values after `step` optimizer steps."""
+
+    def show(self, line: str) -> None:
+        """Show a line of progress."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Trainer:
     loss_fn: LossFn
     validate: Callable[[], dict[str, float]] | None
     save: Callable[[int], None]
-    sink: MetricSink | None
+    sink: Sink | None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
 
@@ -97,7 +100,7 @@ class Trainer:
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
         if self.sink:
-            print(_progress_line(self.config, step, sum(means) / num, seconds), flush=True)
+            self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds))
         return means, stop > 0
 
     def log(self, metrics: dict[str, float], step: int) -> None:

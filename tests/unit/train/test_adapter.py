@@ -28,7 +28,7 @@ def test_custom_endings_select_modules() -> None:
 
 
 def test_an_ending_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="attn.to_z"):
+    with pytest.raises(InputError, match=r"attn\.to_z"):
         target_modules(tiny_transformer(), ("attn.to_q", "attn.to_z"))
 
 

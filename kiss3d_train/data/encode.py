@@ -1,0 +1,233 @@
+"""Encode shards once, so that training needs neither the VAE nor the text encoders."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kiss3d_infer.bundle.image import Bundle
+from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.flux.base import base_identity, load_base
+from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
+from kiss3d_infer.progress import track
+from kiss3d_train.data.latents import (
+    ENCODER_FILE,
+    LATENT,
+    PROMPT,
+    Encoder,
+    LatentShard,
+    PromptPair,
+    is_encoded,
+    read_encoder,
+    tar_of,
+)
+from kiss3d_train.data.shards import (
+    SPLITS,
+    IndexedSample,
+    IndexedShard,
+    ShardReader,
+    Split,
+    decode_sample,
+    load_index,
+)
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+_ENCODER_PARTS = ("vae", "text_encoder", "text_encoder_2")
+_CAPTIONS_PER_PASS = 8
+_DETERMINISTIC_LOGVAR = -30.0
+"""AutoencoderKL's own lower bound; for an autoencoder without a posterior."""
+
+
+def encode_shards(
+    shards: Path,
+    base: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    use_gpu: bool = False,
+    identity: str | None = None,
+) -> Path:
+    """Encode every shard of a data set that is not encoded yet, over Ray.
+
+    Ray is started on this machine unless it runs already. Each shard is one unit of work that
+    appears only when whole, so an interrupted job continues where it stopped.
+
+    Args:
+        shards: the data set.
+        base: the model whose VAE and text encoders are used.
+        out: root of the cache, which may hold the work of several encoders.
+        dtype: of the text encoders; the VAE always runs in float32.
+        use_gpu: one GPU per encoder process, else one CPU core.
+        identity: `base_identity(base)`, if it is known already.
+
+    Returns:
+        The folder of this encoder's results below `out`.
+
+    Raises:
+        InputError: the data set or the base cannot be read, or `out` cannot be written.
+    """
+    index = load_index(shards)
+    encoder = describe_encoder(base, identity or base_identity(base), index.layout)
+    folder = encoder.folder(writable_folder(out))
+    if (folder / ENCODER_FILE).exists():
+        read_encoder(folder)
+    else:
+        with writing(folder / ENCODER_FILE) as aside:
+            aside.write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
+    todo = [
+        (split, number)
+        for split in SPLITS
+        for number, shard in enumerate(index.of(split))
+        if not is_encoded(folder, shard)
+    ]
+    if todo:
+        _encode_over_ray(shards, base, folder, todo, dtype=dtype, use_gpu=use_gpu)
+    return folder
+
+
+def describe_encoder(base: Path, identity: str, layout: Any) -> Encoder:
+    """The encoder that a base gives, without loading weights."""
+    folder = base if base.is_dir() else base.parent
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    scaling, shift = vae.get("scaling_factor"), vae.get("shift_factor")
+    return Encoder(
+        base=identity,
+        layout=layout,
+        scaling=1.0 if scaling is None else scaling,
+        shift=0.0 if shift is None else shift,
+    )
+
+
+class ShardEncoder:
+    """Holds the VAE and the text encoders, and encodes one shard after the other."""
+
+    def __init__(self, shards: Path, base: Path, folder: Path, dtype: str, device: str) -> None:
+        self._reader = ShardReader(shards)
+        self._folder = folder
+        self._pipeline = load_base(base, dtype=dtype, device=device, parts=_ENCODER_PARTS)
+        if dtype != "float32":
+            self._pipeline.vae.to(torch.float32)
+
+    def encode(self, split: Split, number: int) -> int:
+        """Encode a split's shard by its number; returns how many samples it has.
+
+        Raises:
+            InputError: a sample's bytes are damaged or hold no bundle.
+        """
+        shard = self._reader.index.of(split)[number]
+        tar = tar_of(self._folder, shard)
+        with writing(tar) as aside:
+            with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
+                samples, prompts = self._write(archive, shard, number)
+            record = LatentShard(
+                size=aside.stat().st_size,
+                sha256=sha256_of(aside),
+                samples=tuple(samples),
+                prompts=prompts,
+            )
+        with writing(tar.with_suffix(".json")) as aside:
+            aside.write_text(record.model_dump_json(), encoding="utf-8")
+        return len(samples)
+
+    def _write(
+        self, archive: tarfile.TarFile, shard: IndexedShard, number: int
+    ) -> tuple[list[IndexedSample], dict[str, IndexedSample]]:
+        layout = self._reader.index.layout
+        samples, captions = [], {_digest("", layout): ""}
+        for row, indexed in enumerate(shard.samples):
+            members = self._reader.read_at(shard.split, number, row)
+            bundle, meta = decode_sample(members, where=f"{shard.name}:{indexed.key}")
+            caption = str(meta.get("caption") or "")
+            digest = _digest(caption, layout)
+            captions[digest] = caption
+            pair = PromptPair(full=digest, bare=_digest("", layout))
+            latent = encode_image(self._pipeline, bundle)
+            payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
+            samples.append(_add(archive, indexed.key, payload))
+        prompts = {
+            digest: _add(archive, digest, {PROMPT: _bytes(tensors)})
+            for digest, tensors in self._embed(captions)
+        }
+        return samples, prompts
+
+    def _embed(self, captions: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        digests = list(captions)
+        for first in range(0, len(digests), _CAPTIONS_PER_PASS):
+            some = digests[first : first + _CAPTIONS_PER_PASS]
+            states, pooled = encode_captions(
+                self._pipeline, [captions[digest] for digest in some], self._reader.index.layout
+            )
+            for digest, state, vector in zip(some, states, pooled, strict=True):
+                yield digest, {"states": state.cpu(), "pooled": vector.cpu()}
+
+
+@torch.no_grad()
+def encode_image(pipeline: "FluxPipeline", bundle: Bundle) -> dict[str, Tensor]:
+    """Mean and log-variance [c, h, w] of a bundle's latent, unscaled, float16."""
+    vae = pipeline.vae
+    pixels = bundle.image[None].to(vae.device, vae.dtype) * 2 - 1
+    encoded = vae.encode(pixels)
+    if hasattr(encoded, "latent_dist"):
+        mean, logvar = encoded.latent_dist.mean, encoded.latent_dist.logvar
+    else:
+        mean, logvar = encoded.latents, torch.full_like(encoded.latents, _DETERMINISTIC_LOGVAR)
+    return {"mean": mean[0].half().cpu(), "logvar": logvar[0].half().cpu()}
+
+
+def _encode_over_ray(
+    shards: Path,
+    base: Path,
+    folder: Path,
+    todo: Sequence[tuple[Split, int]],
+    *,
+    dtype: str,
+    use_gpu: bool,
+) -> None:
+    import ray
+    from ray.util import ActorPool
+
+    from kiss3d_train.ray_session import ray_session, unwrapped
+
+    with ray_session() as resources, unwrapped():
+        num_devices = int(resources.get("GPU" if use_gpu else "CPU", 1))
+        actor = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(ShardEncoder)
+        device = "cuda" if use_gpu else "cpu"
+        actors = [
+            actor.remote(shards.absolute(), base.absolute(), folder.absolute(), dtype, device)
+            for _ in range(max(1, min(num_devices, len(todo))))
+        ]
+        pool = ActorPool(actors)
+        results = pool.map_unordered(lambda worker, place: worker.encode.remote(*place), todo)
+        for _ in track(results, "encoding shards", total=len(todo)):
+            pass
+        for worker in actors:
+            ray.kill(worker)  # frees its memory now, not when Ray gets to it
+
+
+def _digest(caption: str, layout: Any) -> str:
+    return sha256_of(f"{clip_prompt(layout)}\n{t5_prompt(caption, layout)}".encode())[:32]
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def _add(archive: tarfile.TarFile, key: str, members: dict[str, bytes]) -> IndexedSample:
+    places = {}
+    for extension, data in members.items():
+        header = tarfile.TarInfo(f"{key}.{extension}")
+        header.size = len(data)
+        archive.addfile(header, BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        places[extension] = (archive.offset - padded, len(data))
+    return IndexedSample(key=key, members=places, sha256=sha256_of(b"".join(members.values())))

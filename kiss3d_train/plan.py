@@ -1,0 +1,261 @@
+"""What a recipe will take, worked out before any device is: batches, memory, arithmetic."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kiss3d_infer.config import Resolved
+from kiss3d_infer.errors import InputError
+from kiss3d_train.adapter import target_modules
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.shards import ShardIndex, load_index
+
+_GIB = 2**30
+_PIXELS_PER_TOKEN = 16  # 8 of the VAE, 2 of the packing
+_ATTENTION_BACKWARD = 2.5
+"""Matrix products of flash attention's backward pass per product of its forward pass: 5 to 2."""
+_H200_MATMUL, _H200_ATTENTION = 790e12, 570e12
+"""FLOP/s measured on one H200 in bfloat16 at 8704 tokens: linears; cuDNN attention both ways."""
+_SAVED_DOUBLE, _SAVED_SINGLE = 19, 17
+"""Tensors of tokens x width that a block keeps for its backward pass, counted on diffusers' blocks
+with an adapter on every linear."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of a block, and how many tokens pass it in a sample."""
+
+    name: str
+    inputs: int
+    outputs: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a recipe; `show` prints them.
+
+    Attributes:
+        index: of the data set; None while it does not exist.
+        num_base: weights of the transformer.
+        width: of a token inside the transformer.
+        num_double, num_single: its blocks.
+        linears: of all blocks.
+        adapted: names of those with an adapter.
+        image_tokens, text_tokens: of a sample; 0 image tokens while the data set does not exist.
+    """
+
+    resolved: Resolved[TrainConfig]
+    index: ShardIndex | None
+    num_base: int
+    width: int
+    num_double: int
+    num_single: int
+    linears: tuple[Linear, ...]
+    adapted: frozenset[str]
+    image_tokens: int
+    text_tokens: int
+
+    @property
+    def config(self) -> TrainConfig:
+        """The recipe."""
+        return self.resolved.config
+
+    @cached_property
+    def num_adapter(self) -> int:
+        """Trainable weights."""
+        rank = self.config.adapter.rank
+        return sum(rank * (x.inputs + x.outputs) for x in self.linears if x.name in self.adapted)
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """Estimated GiB per worker by item; the activations are rough (about 20 %)."""
+        workers, stage = self.config.scaling.workers, self._stage
+        base_bytes = 2 if self.config.base.dtype == "bfloat16" else 4
+        share = 1 / workers
+        masters = share if stage else 0.0  # ZeRO keeps float32 masters beside the weights
+        return {
+            "base": self.num_base * base_bytes * (share if stage == 3 else 1) / _GIB,
+            "adapter": 4 * self.num_adapter * (share if stage == 3 else 1) / _GIB,
+            "gradients": 4 * self.num_adapter * (share if stage >= 2 else 1) / _GIB,
+            "optimizer": self.num_adapter * (8 * (share if stage else 1) + 4 * masters) / _GIB,
+            "activations": self._activation_elements * base_bytes / _GIB,
+        }
+
+    @property
+    def flops_per_sample(self) -> dict[str, float]:
+        """FLOP of forward and backward: no weight gradients, as the base is frozen."""
+        rank, tokens = self.config.adapter.rank, self.image_tokens + self.text_tokens
+        forward = sum(2 * x.tokens * x.inputs * x.outputs for x in self.linears)
+        adapter = sum(
+            2 * x.tokens * rank * (x.inputs + x.outputs)
+            for x in self.linears
+            if x.name in self.adapted
+        )
+        attention = 4 * tokens**2 * self.width * (self.num_double + self.num_single)
+        again = int(self.config.base.gradient_checkpointing)
+        return {
+            "linears": forward * (2 + again),
+            "adapter": adapter * (3 + again),
+            "attention": attention * (1 + _ATTENTION_BACKWARD + again),
+        }
+
+    @property
+    def floor_seconds(self) -> float:
+        """Least seconds per forward and backward pass of a micro batch on one H200."""
+        flops = self.flops_per_sample
+        matmul = (flops["linears"] + flops["adapter"]) / _H200_MATMUL
+        return self.config.scaling.micro_batch * (matmul + flops["attention"] / _H200_ATTENTION)
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Optimizer steps in which every training sample is seen once."""
+        if self.index is None:
+            return None
+        return sum(self.index.counts("train")) / self.config.data.global_batch
+
+    def show(self) -> None:
+        """Print the recipe with the origin of each value, and the figures."""
+        from rich.console import Console
+        from rich.table import Table
+
+        recipe = Table("key", "value", "from", title="recipe")
+        for row in self.resolved.rows():
+            recipe.add_row(*row)
+        figures = Table("figure", "value", title="plan")
+        for name, value in self.figures():
+            figures.add_row(name, value)
+        console = Console()
+        console.print(recipe)
+        console.print(figures)
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Names and values of everything worked out, for people."""
+        config, memory = self.config, self.memory
+        scaling = config.scaling
+        batch = (
+            f"{config.data.global_batch} = {scaling.micro_batch} per pass x {scaling.workers} "
+            f"workers x {config.accumulation} accumulated"
+        )
+        rows = [
+            ("global batch", batch),
+            ("transformer", f"{self.num_base / 1e6:,.1f} M weights, {config.base.dtype}, frozen"),
+            (
+                "adapter",
+                f"{self.num_adapter / 1e6:,.2f} M weights on {len(self.adapted)} linears, float32",
+            ),
+            ("checkpoint", _bytes(12 * self.num_adapter)),
+            *self._data_figures(),
+        ]
+        if self.image_tokens:
+            rows += [(f"memory: {item}", _bytes(gib * _GIB)) for item, gib in memory.items()]
+            rows.append(("memory per worker, about", _bytes(sum(memory.values()) * _GIB)))
+            teraflops = sum(self.flops_per_sample.values()) / 1e12
+            rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
+        if self.image_tokens and scaling.use_gpu:
+            floor = self.floor_seconds * config.accumulation
+            rows.append(("no step faster on an H200 than", f"{floor:.2f} s"))
+        return rows
+
+    def _data_figures(self) -> list[tuple[str, str]]:
+        if self.index is None or self.steps_per_epoch is None:
+            return [("data", f"{self.config.data.shards} does not exist yet")]
+        steps = self.config.run.steps
+        return [
+            ("data", str(self.index)),
+            ("tokens", f"{self.image_tokens} image + {self.text_tokens} text"),
+            ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
+            ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
+        ]
+
+    @property
+    def _stage(self) -> int:
+        engine = self.config.engine
+        return engine.zero_stage if engine.kind == "deepspeed" else 0
+
+    @property
+    def _activation_elements(self) -> int:
+        one = (self.image_tokens + self.text_tokens) * self.width * self.config.scaling.micro_batch
+        if self.config.base.gradient_checkpointing:
+            return one * (self.num_double + self.num_single + max(_SAVED_DOUBLE, _SAVED_SINGLE))
+        return one * (self.num_double * _SAVED_DOUBLE + self.num_single * _SAVED_SINGLE)
+
+
+def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
+    """Work out a recipe's figures; needs the base's configuration files, not its weights.
+
+    Raises:
+        InputError: the base's configuration cannot be read, or the adapter's targets match nothing.
+    """
+    config = resolved.config
+    transformer = _meta_transformer(config.base.path)
+    index = load_index(config.data.shards) if config.data.shards.exists() else None
+    image_tokens = 0
+    if index is not None:
+        width, height = index.layout.image_size(index.tile)
+        image_tokens = (width // _PIXELS_PER_TOKEN) * (height // _PIXELS_PER_TOKEN)
+    text_tokens = _text_tokens(config.base.path)
+    return Plan(
+        resolved=resolved,
+        index=index,
+        num_base=sum(parameter.numel() for parameter in transformer.parameters()),
+        width=transformer.inner_dim,
+        num_double=len(transformer.transformer_blocks),
+        num_single=len(transformer.single_transformer_blocks),
+        linears=_block_linears(transformer, image_tokens, text_tokens),
+        adapted=frozenset(target_modules(transformer, config.adapter.targets)),
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+    )
+
+
+def adapted_modules(config: TrainConfig) -> list[str]:
+    """Names of the linears that get an adapter, from the base's configuration alone."""
+    return target_modules(_meta_transformer(config.base.path), config.adapter.targets)
+
+
+def _meta_transformer(base: Path) -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    settings = _read_json((base if base.is_dir() else base.parent) / "transformer" / "config.json")
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(settings)
+
+
+def _text_tokens(base: Path) -> int:
+    folder = base if base.is_dir() else base.parent
+    settings = _read_json(folder / "tokenizer_2" / "tokenizer_config.json")
+    return min(512, int(settings["model_max_length"]))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return settings
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "the base's configuration cannot be read",
+            where=path,
+            fix="set base.path to a diffusers folder of a Flux model",
+        ) from error
+
+
+def _block_linears(transformer: nn.Module, image: int, text: int) -> tuple[Linear, ...]:
+    """All linears of the blocks but the modulations, which one row per sample passes."""
+    linears = []
+    for name, module in transformer.named_modules():
+        if not isinstance(module, nn.Linear) or "blocks." not in name or ".norm" in name:
+            continue
+        is_text = ".add_" in name or "to_add_out" in name or "_context." in name
+        tokens = image + text if name.startswith("single_") else text if is_text else image
+        linears.append(Linear(name, module.in_features, module.out_features, tokens))
+    return tuple(linears)
+
+
+def _bytes(number: float) -> str:
+    return f"{number / _GIB:,.1f} GiB" if number >= _GIB else f"{number / 2**20:,.1f} MiB"

@@ -1,0 +1,283 @@
+"""A training run from recipe to adapter: encode, track, train over Ray, export, sum up."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from kiss3d_infer.config import Resolved
+from kiss3d_infer.files import writable_folder, writing
+from kiss3d_infer.flux.base import base_identity
+from kiss3d_infer.tracking import Tracker, absolute_uri
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.encode import encode_shards
+from kiss3d_train.data.latents import read_encoder
+from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.loop import STOP_FILE
+from kiss3d_train.ray_session import ray_session, unwrapped
+from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
+from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
+
+SUMMARY_FILE = "summary.json"
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run left behind; `summary.json` holds the same.
+
+    Attributes:
+        status: "stopped" when it was asked to end early; it continues with run.resume=auto.
+        steps: optimizer steps since the beginning of training.
+        losses: mean loss of each step done since the last start.
+        validation: last held-out metrics.
+        seconds: in the training loop, since the last start.
+        peak_memory_bytes: of the first worker.
+    """
+
+    status: Literal["finished", "stopped"]
+    run_dir: str
+    run_id: str
+    steps: int
+    losses: tuple[float, ...]
+    validation: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    adapter: str
+    how_to_open: str
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        change = f", loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}" if self.losses else ""
+        lines = [
+            f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop",
+            f"adapter: {self.adapter}",
+            f"MLflow run {self.run_id}: {self.how_to_open}",
+        ]
+        if self.status == "stopped":
+            lines.append("run the same command again with --set run.resume=auto to go on")
+        return "\n".join(lines)
+
+
+def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
+    """Train as the recipe says; encodes the data set first where that has not been done.
+
+    Ctrl-C or SIGTERM saves a checkpoint, leaves the MLflow run KILLED and returns; a second one
+    ends at once. Ray is started on this machine unless it runs already.
+
+    Raises:
+        InputError: the recipe, its data, its base or run.dir is unusable.
+        RuntimeError: a worker failed more often than scaling.max_failures allows.
+    """
+    config = with_absolute_paths(resolved.config)
+    index = load_index(config.data.shards)
+    base = base_identity(config.base.path)
+    identity = identity_of(config, base, index)
+    start = decide_start(config, identity)
+    if start.step >= config.run.steps and (finished := read_summary(config.run.dir)):
+        return finished
+    writable_folder(config.run.dir)
+    with ray_session(config.scaling.workers * config.scaling.cpus_per_worker):
+        latents = encode_shards(
+            config.data.shards,
+            config.base.path,
+            config.latents_root,
+            dtype=config.base.dtype,
+            use_gpu=config.scaling.use_gpu,
+            identity=base,
+        )
+        tracker = _open_tracker(resolved, config, index, start)
+        job = Job(config, latents, index.layout, identity, start.initial, tracker.run_id)
+        with tracker:
+            _write_run_file(config, job)
+            with _stopping(config):
+                outcome = _fit(job)
+            summary = _conclude(job, outcome, tracker)
+            tracker.close("FINISHED" if summary.status == "finished" else "KILLED")
+    return summary
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The recipe with paths that mean the same in a worker, which runs in another folder."""
+    data = {"shards": config.data.shards.absolute(), "latents": config.latents_root.absolute()}
+    sections: dict[str, Any] = {
+        "run": config.run.model_copy(update={"dir": config.run.dir.absolute()}),
+        "base": config.base.model_copy(update={"path": config.base.path.absolute()}),
+        "data": config.data.model_copy(update=data),
+        "tracking": config.tracking.model_copy(update={"uri": absolute_uri(config.tracking.uri)}),
+    }
+    return config.model_copy(update=sections)
+
+
+def read_summary(run_dir: Path) -> TrainSummary | None:
+    """The summary of a run that has ended, if it left one."""
+    try:
+        fields = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return TrainSummary(**{**fields, "losses": tuple(fields["losses"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _open_tracker(
+    resolved: Resolved[TrainConfig], config: TrainConfig, index: ShardIndex, start: Start
+) -> Tracker:
+    tracking = config.tracking
+    tracker = Tracker.open(
+        tracking.uri,
+        tracking.experiment,
+        tracking.run_name or config.run.dir.name,
+        run_id=start.tracking_run,
+        tags={"kiss3d.run_dir": str(config.run.dir)},
+    )
+    tracker.log_params({key: value for key, value, _ in resolved.rows()})
+    origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())
+    tracker.log_text(resolved.to_yaml(), "config.yaml")
+    tracker.log_text(origins, "config_origins.txt")
+    tracker.log_dataset(config.data.shards.name, index.digest, str(config.data.shards))
+    return tracker
+
+
+def _write_run_file(config: TrainConfig, job: Job) -> None:
+    encoder = read_encoder(job.latents)
+    record = {
+        "tracking_run": job.tracking_run,
+        "identity": asdict(job.identity),
+        "data": {"shards": str(config.data.shards), "digest": job.identity.data},
+        "encoder": encoder.model_dump(mode="json"),
+    }
+    with writing(config.run.dir / RUN_FILE) as aside:
+        aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _fit(job: Job) -> Outcome:
+    """Train in a thread, so that this one can show progress and hear Ctrl-C."""
+    outcome: list[Outcome] = []
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(_create_trainer(job).fit().return_value)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    log = job.config.run.dir / LOG_FILE
+    position = log.stat().st_size if log.exists() else 0
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        position = _show_new_lines(log, position)
+    if errors:
+        _raise_plainly(errors[0])
+    return outcome[0]
+
+
+def _create_trainer(job: Job) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scaling, run = job.config.scaling, job.config.run
+    resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
+    if scaling.use_gpu:
+        resources["GPU"] = 1
+    return TorchTrainer(
+        ray_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            # A new name each time: under an old one Ray would look for checkpoints of its own.
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=str(run.dir / "ray"),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+
+
+def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
+    config = job.config
+    adapter = config.run.dir / "adapter" / "pytorch_lora_weights.safetensors"
+    summary = TrainSummary(
+        status="finished" if outcome.step >= config.run.steps else "stopped",
+        run_dir=str(config.run.dir),
+        run_id=job.tracking_run,
+        steps=outcome.step,
+        losses=outcome.losses,
+        validation=outcome.validation,
+        seconds=outcome.seconds,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        adapter=str(adapter),
+        how_to_open=tracker.how_to_open,
+    )
+    with writing(config.run.dir / SUMMARY_FILE) as aside:
+        aside.write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
+    tracker.log_artifact(adapter, "adapter")
+    tracker.log_artifact(config.run.dir / RUN_FILE)
+    tracker.log_artifact(config.run.dir / SUMMARY_FILE)
+    return summary
+
+
+@contextmanager
+def _stopping(config: TrainConfig) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop, and the second into an end."""
+    stop_file = config.run.dir / STOP_FILE
+    stop_file.unlink(missing_ok=True)
+
+    def request(_signal: int, _frame: FrameType | None) -> None:
+        if stop_file.exists():
+            raise KeyboardInterrupt
+        stop_file.touch()
+        print("stopping: saving a checkpoint; once more to end at once", file=sys.stderr)
+
+    with _handling((signal.SIGINT, signal.SIGTERM), request):
+        try:
+            yield
+        finally:
+            stop_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _handling(
+    signals: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _show_new_lines(log: Path, position: int) -> int:
+    if not log.exists():
+        return position
+    with log.open(encoding="utf-8") as file:
+        file.seek(position)
+        sys.stderr.write(file.read())
+        return file.tell()
+
+
+def _raise_plainly(error: BaseException) -> None:
+    """Raise wrong input as itself, and a worker's failure as one sentence."""
+    if not isinstance(error, Exception):
+        raise error
+    with unwrapped():
+        failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+        if not failures:
+            raise error
+        rank, cause = min(failures.items())
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise RuntimeError(f"training worker {rank} failed: {reason[-1]}") from error

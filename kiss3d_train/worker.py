@@ -1,0 +1,222 @@
+"""What each training process does: build the model, take over a checkpoint, train, export."""
+
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.flux.base import load_base
+from kiss3d_infer.flux.lora import LoraMetadata, save_lora
+from kiss3d_infer.tracking import Tracker
+from kiss3d_train import checkpoint
+from kiss3d_train.adapter import add_adapter
+from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.latents import open_split
+from kiss3d_train.data.shards import load_index
+from kiss3d_train.data.stream import Stream
+from kiss3d_train.engine import Engine, create_engine
+from kiss3d_train.loop import Sink, Trainer
+from kiss3d_train.objective import Batch, loss_per_sample
+from kiss3d_train.validation import held_out_loss
+
+LOG_FILE = "train.log"
+"""Progress lines in run.dir."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker is told; all paths are absolute.
+
+    Attributes:
+        latents: cache written by `encode_shards`.
+        layout: of the bundles that are trained on.
+        initial: checkpoint to start from when run.dir has none.
+        tracking_run: MLflow run id.
+    """
+
+    config: TrainConfig
+    latents: Path
+    layout: BundleLayout
+    identity: Identity
+    initial: Path | None
+    tracking_run: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 returns.
+
+    Attributes:
+        step: optimizer steps done since the beginning of training.
+        losses: mean loss of each step done by this process.
+        validation: last held-out metrics.
+        seconds: spent in the loop.
+        peak_memory_bytes: of rank 0; device memory on a GPU, resident memory on the CPU.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    validation: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+
+
+def ray_worker(arguments: dict[str, Job]) -> Outcome:
+    """The function that Ray Train runs on every worker; the process group is up by then."""
+    import ray.train
+
+    job = arguments["job"]
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if ray.train.get_context().get_world_rank() > 0:
+        return work(job, None)
+    with _opened_sink(job) as sink:
+        return work(job, sink)
+
+
+def work(job: Job, sink: Sink | None) -> Outcome:
+    """Train on this worker, in the process group that exists. `sink` is None but on rank 0."""
+    config, device = job.config, _device(job.config)
+    transformer = load_base(
+        config.base.path, dtype=config.base.dtype, parts=("transformer",)
+    ).transformer
+    guidance = config.objective.guidance if transformer.config.guidance_embeds else None
+    engine = _engine(transformer, config, device)
+    first_step = _restore(job, engine)
+    index = load_index(config.data.shards)
+    training = open_split(job.latents, index, "train")
+    held_out = open_split(job.latents, index, "val")
+    order = training.order(config.run.seed)
+    stream = Stream(training, order, config, dist.get_rank(), dist.get_world_size())
+    validation: dict[str, float] = {}
+
+    def loss_fn(model: torch.nn.Module, batch: Batch) -> Tensor:
+        return loss_per_sample(model, batch, guidance)
+
+    def validate() -> dict[str, float]:
+        validation.update(held_out_loss(engine, loss_fn, held_out, config))
+        return validation
+
+    has_validation = config.validation.samples > 0 and len(held_out) > 0
+    trainer = Trainer(
+        config=config,
+        engine=engine,
+        stream=stream,
+        loss_fn=loss_fn,
+        validate=validate if has_validation else None,
+        save=lambda step: _save(job, engine, step),
+        sink=sink,
+    )
+    began = time.perf_counter()
+    step, losses = trainer.run(first_step)
+    seconds = time.perf_counter() - began
+    stream.close()
+    _export(job, engine)
+    return Outcome(step, tuple(losses), validation, seconds, _peak_memory(device))
+
+
+@contextmanager
+def _opened_sink(job: Job) -> Iterator[Sink]:
+    """MLflow for metrics, and a file in run.dir for lines that the driver shows."""
+    tracking, run = job.config.tracking, job.config.run
+    name = tracking.run_name or run.dir.name
+    with (
+        Tracker.open(tracking.uri, tracking.experiment, name, run_id=job.tracking_run) as tracker,
+        (run.dir / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log,
+    ):
+        yield _RunSink(tracker, log)
+
+
+class _RunSink:
+    def __init__(self, tracker: Tracker, log: TextIO) -> None:
+        self._tracker, self._log = tracker, log
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self._tracker.log_metrics(metrics, step)
+
+    def show(self, line: str) -> None:
+        self._log.write(f"{line}\n")
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.scaling.use_gpu:
+        import ray.train.torch
+
+        device: torch.device = ray.train.torch.get_device()
+        return device
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.set_num_threads(config.scaling.cpus_per_worker)
+    return torch.device("cpu")
+
+
+def _engine(transformer: Any, config: TrainConfig, device: torch.device) -> Engine:
+    """Apply everything around the plain model, in the one order that works."""
+    add_adapter(transformer, config.adapter, config.run.seed)
+    if config.base.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    transformer.train()
+    return create_engine(transformer, config, device)
+
+
+def _restore(job: Job, engine: Engine) -> int:
+    """Take over the newest checkpoint, the same on all workers; returns the steps it holds."""
+    folder = checkpoints_of(job.config)
+    found: Checkpoint | None = None
+    if dist.get_rank() == 0:
+        found = checkpoint.load_newest(folder)
+    step = torch.tensor(-1 if found is None else found.step, device=engine.device)
+    dist.broadcast(step, src=0)
+    if found is None:
+        if int(step) >= 0:
+            found = checkpoint.load(checkpoint.path_of(folder, int(step)))
+        elif job.initial is not None:
+            found = checkpoint.load(job.initial)
+    if found is None:
+        return 0
+    checkpoint.require_same(found.identity, job.identity, found.path)
+    engine.scatter(found.state, found.step)
+    return found.step
+
+
+def _save(job: Job, engine: Engine, step: int) -> None:
+    state = engine.gather()
+    if dist.get_rank() == 0:
+        checkpoint.save(
+            checkpoints_of(job.config),
+            step,
+            state,
+            job.identity,
+            job.tracking_run,
+            keep=job.config.checkpoint.keep,
+        )
+
+
+def _export(job: Job, engine: Engine) -> None:
+    """Write the adapter where `kiss3d generate --lora` and diffusers find it."""
+    weights = engine.gather()["weight"]
+    if dist.get_rank() == 0:
+        adapter = job.config.adapter
+        metadata = LoraMetadata(
+            rank=adapter.rank,
+            alpha=adapter.resolved_alpha,
+            base=job.identity.base,
+            data=job.identity.data,
+            layout=job.layout,
+        )
+        save_lora(job.config.run.dir / "adapter", weights, metadata)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
