@@ -121,7 +121,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], o
     """Print statistics of a data set and write a contact sheet."""
     from kiss3d_train.data.shards import inspect as inspect_shards
 
-    typer.echo(inspect_shards(folder, out))
+    typer.echo(inspect_shards(folder, out / "contact_sheet.png"))
 
 
 @data.command()

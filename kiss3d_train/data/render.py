@@ -232,15 +232,16 @@ def render_item(job: RenderJob, item: MeshItem) -> Record | None:
 
 
 def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
+    from kiss3d_infer.bundle.masks import normal_masks
     from kiss3d_infer.bundle.validate import validate
     from kiss3d_infer.scene.render import render_bundle
 
     mesh = framed(loaded.normalized(), job.layout.cameras)
     bundle = render_bundle(mesh, job.layout, job.tile)
-    report = validate(bundle)
-    if report.measurements["empty_tiles"]:
-        raise InputError("the mesh cannot be seen from every side: it is flat")
-    return mesh, bundle, {name: round(value, 6) for name, value in report.measurements.items()}
+    if not normal_masks(bundle).any((1, 2)).all():
+        raise InputError("the mesh is flat: one of the views does not see it")
+    measurements = validate(bundle).measurements
+    return mesh, bundle, {name: round(value, 6) for name, value in measurements.items()}
 
 
 def _write_sample(

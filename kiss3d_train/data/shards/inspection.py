@@ -43,15 +43,15 @@ class Inspection:
         )
 
 
-def inspect(folder: Path, out: Path) -> Inspection:
+def inspect(folder: Path, sheet: Path) -> Inspection:
     """Read every description, and draw some samples.
 
     Args:
         folder: the data set.
-        out: folder for `contact_sheet.png`.
+        sheet: the contact sheet to write, a PNG.
 
     Raises:
-        InputError: the data set is missing or damaged, or `out` cannot be written.
+        InputError: the data set is missing or damaged, or the sheet cannot be written.
     """
     from kiss3d_infer.scene.pictures import contact_sheet
 
@@ -68,12 +68,10 @@ def inspect(folder: Path, out: Path) -> Inspection:
         chosen = Permutation(len(places), "contact sheet")
         shown = [places[chosen(i)] for i in range(min(NUM_PICTURES, len(places)))]
         pictures = [_picture(reader, split, i) for split, i in shown]
-        sheet = contact_sheet(pictures, columns=3, width=1536)
-    path = out / "contact_sheet.png"
-    with writing(path) as aside:
-        sheet.save(aside)
+    with writing(sheet) as aside:
+        contact_sheet(pictures, columns=3, width=1536).save(aside)
     words = sum(len(caption.split()) * count for caption, count in captions.items())
-    return Inspection(reader.index, categories, licences, words / len(places), len(captions), path)
+    return Inspection(reader.index, categories, licences, words / len(places), len(captions), sheet)
 
 
 def _listed(counts: Counter[str]) -> str:
