@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
+    from kiss3d_infer.bundle import BundleLayout
     from kiss3d_infer.tasks import Asset
 
 Model = Annotated[
@@ -54,9 +55,11 @@ def generate(
     from kiss3d_infer.flux.sampling import generate_bundle
     from kiss3d_infer.progress import show_stages
 
+    pipeline, layout = _pipeline(model, lora, device)
     bundle = generate_bundle(
-        _pipeline(model, lora, device),
+        pipeline,
         prompt,
+        layout=layout,
         tile=tile,
         steps=steps,
         guidance=guidance,
@@ -112,10 +115,12 @@ def text_to_3d(
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.tasks import text_to_3d as make_asset
 
+    pipeline, layout = _pipeline(model, lora, device)
     asset = make_asset(
-        _pipeline(model, lora, device),
+        pipeline,
         prompt,
         out,
+        layout=layout,
         tile=tile,
         steps=steps,
         guidance=guidance,
@@ -139,16 +144,19 @@ def serve(
     run_server(config, overrides or ())
 
 
-def _pipeline(model: Path, lora: Path | None, device: str) -> "FluxPipeline":
+def _pipeline(model: Path, lora: Path | None, device: str) -> tuple["FluxPipeline", "BundleLayout"]:
+    """The base with the LoRA applied, and the layout that the LoRA draws."""
+    from kiss3d_infer.bundle import PUBLISHED
     from kiss3d_infer.devices import pick_device
     from kiss3d_infer.flux.base import load_base
     from kiss3d_infer.flux.lora import apply_lora
 
     place = pick_device(device)
     pipeline = load_base(model, dtype=place.dtype, device=place.name)
-    if lora is not None:
-        apply_lora(pipeline, lora)
-    return pipeline
+    if lora is None:
+        return pipeline, PUBLISHED
+    metadata = apply_lora(pipeline, lora).metadata
+    return pipeline, metadata.layout if metadata else PUBLISHED
 
 
 def _show(asset: "Asset") -> None:
