@@ -81,18 +81,20 @@ def _nvdiffrast() -> Any:
 
 
 def _make_plugin_findable() -> None:
-    """Keep compiled extensions in sys.modules.
+    """Keep nvdiffrast's compiled plugin in sys.modules.
 
-    nvdiffrast 0.3 compiles its plugin with `torch.utils.cpp_extension.load` and then imports it by
-    name; newer torch returns the module without registering it.
+    nvdiffrast 0.3 has torch compile or reload its plugin and then imports it by name; newer torch
+    returns the module without registering it.
     """
     from torch.utils import cpp_extension
 
-    load = cpp_extension.load
+    loader: Any = cpp_extension
+    import_module = loader._import_module_from_library
 
-    def registering_load(name: str, *args: Any, **kwargs: Any) -> ModuleType:
-        module: ModuleType = load(name, *args, **kwargs)
-        sys.modules[name] = module
+    def registering_import(name: str, *args: Any, **kwargs: Any) -> Any:
+        module = import_module(name, *args, **kwargs)
+        if isinstance(module, ModuleType):
+            sys.modules[name] = module
         return module
 
-    cpp_extension.load = registering_load
+    loader._import_module_from_library = registering_import

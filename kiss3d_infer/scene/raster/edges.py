@@ -13,6 +13,9 @@ from torch import Tensor
 
 MAX_WALK = 32  # triangles crossed on the way from a pixel's centre to the silhouette edge
 WALK_SLACK = 1e-4  # pixels: rounding allowed when comparing distances along the way
+START_SLACK = (
+    1 / 16
+)  # pixels: nvdiffrast snaps vertices to a grid, so a centre may lie off its face
 
 
 def opposite_edges(faces: Tensor, num_vertices: int) -> Tensor:
@@ -95,7 +98,7 @@ def find_crossings(
     active = torch.arange(len(found), device=face.device)
     current = pairs.inside
     entered = torch.full_like(current, -1)
-    travelled = screen.new_full(current.shape, -WALK_SLACK)
+    travelled = screen.new_full(current.shape, -START_SLACK)
     for _ in range(MAX_WALK):
         if len(active) == 0:
             break
@@ -111,9 +114,9 @@ def find_crossings(
             here.sign * (1 + 3 * current + k),
             0,
         )
-        goes_on = is_reached & ~is_silhouette & (across // 3 != here.outside)
-        active, current = active[goes_on], across[goes_on] // 3
-        entered, travelled = across[goes_on] % 3, distance[goes_on] - WALK_SLACK
+        goes_on = (is_reached & ~is_silhouette & (across // 3 != here.outside)).nonzero().flatten()
+        active, across = active[goes_on], across[goes_on]
+        current, entered, travelled = across // 3, across % 3, distance[goes_on] - WALK_SLACK
     crossings = torch.zeros(*face.shape, 2, dtype=torch.int32, device=face.device)
     crossings[pairs.view, pairs.row, pairs.column, pairs.axis] = found.int()
     return crossings

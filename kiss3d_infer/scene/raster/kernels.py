@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kiss3d_infer.scene.raster.edges import MAX_WALK, WALK_SLACK
+from kiss3d_infer.scene.raster.edges import MAX_WALK, START_SLACK, WALK_SLACK
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -253,7 +253,7 @@ def _walk(
     sign: float,
 ) -> int:
     """The silhouette edge (1 + 3 f + k) within one pixel along the axis from (x, y), else 0."""
-    entered, travelled = -1, -WALK_SLACK
+    entered, travelled = -1, -START_SLACK
     for _ in range(MAX_WALK):
         k, distance = _exit_edge(screen, faces, f, entered, travelled, x, y, axis, sign)
         if k < 0 or distance > 1.0:
