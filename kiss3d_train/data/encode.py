@@ -1,6 +1,7 @@
 """Encode shards once, so that training needs neither the VAE nor the text encoders."""
 
 import json
+import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
@@ -75,12 +76,7 @@ def encode_shards(
     """
     index = load_index(shards)
     encoder = describe_encoder(base, identity or base_identity(base), index.layout)
-    folder = encoder.folder(writable_folder(out))
-    if (folder / ENCODER_FILE).exists():
-        read_encoder(folder)
-    else:
-        with writing(folder / ENCODER_FILE) as aside:
-            aside.write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
+    folder = create_cache(encoder, out)
     todo = [
         (split, number)
         for split in SPLITS
@@ -89,6 +85,21 @@ def encode_shards(
     ]
     if todo:
         _encode_over_ray(shards, base, folder, todo, dtype=dtype, use_gpu=use_gpu)
+    return folder
+
+
+def create_cache(encoder: Encoder, out: Path) -> Path:
+    """The folder of an encoder's results below `out`, made if needed.
+
+    Raises:
+        InputError: it holds the work of another encoder, or cannot be written.
+    """
+    folder = encoder.folder(writable_folder(out))
+    if (folder / ENCODER_FILE).exists():
+        read_encoder(folder)
+    else:
+        with writing(folder / ENCODER_FILE) as aside:
+            aside.write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     return folder
 
 
@@ -170,7 +181,10 @@ class ShardEncoder:
 
 @torch.no_grad()
 def encode_image(pipeline: "FluxPipeline", bundle: Bundle) -> dict[str, Tensor]:
-    """Mean and log-variance [c, h, w] of a bundle's latent, unscaled, float16."""
+    """Mean and log-variance [c, h, w] of a bundle's scaled latent, float16.
+
+    Scaled, as half precision has no digits to spare for a shift that is large beside the deviation.
+    """
     vae = pipeline.vae
     pixels = bundle.image[None].to(vae.device, vae.dtype) * 2 - 1
     encoded = vae.encode(pixels)
@@ -178,6 +192,8 @@ def encode_image(pipeline: "FluxPipeline", bundle: Bundle) -> dict[str, Tensor]:
         mean, logvar = encoded.latent_dist.mean, encoded.latent_dist.logvar
     else:
         mean, logvar = encoded.latents, torch.full_like(encoded.latents, _DETERMINISTIC_LOGVAR)
+    mean = (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    logvar = logvar + 2 * math.log(vae.config.scaling_factor)
     return {"mean": mean[0].half().cpu(), "logvar": logvar[0].half().cpu()}
 
 

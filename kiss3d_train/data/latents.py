@@ -5,7 +5,7 @@
         <shard>.tar             one per shard of the data set, named by that shard's SHA-256
         <shard>.json            its index; written last, so its presence means complete
 
-A tar holds `<key>.latent.safetensors` (mean, logvar of the VAE's posterior, float16), `<key>.json`
+A tar holds `<key>.latent.safetensors` (mean, logvar of the scaled posterior, float16), `<key>.json`
 (which prompts) and each distinct prompt once, `<digest>.prompt.safetensors` (states, pooled).
 Names follow contents: shards may come, go, or be shared by data sets without encoding them again.
 """
@@ -144,8 +144,7 @@ class LatentSplit:
         InputError: a shard is not encoded.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, shards: Sequence[IndexedShard]) -> None:
-        self._encoder = encoder
+    def __init__(self, folder: Path, shards: Sequence[IndexedShard]) -> None:
         self._tars = [tar_of(folder, shard) for shard in shards]
         self._indices = [read_latent_shard(folder, shard) for shard in shards]
         self._counts = tuple(len(shard.samples) for shard in shards)
@@ -178,10 +177,9 @@ class LatentSplit:
             _tensors(self._members(shard, index.prompts[digest])[PROMPT])
             for digest in (pair.full, pair.bare)
         )
-        scaling = self._encoder.scaling
         return Sample(
-            mean_chw=(latent["mean"].float() - self._encoder.shift) * scaling,
-            std_chw=torch.exp(0.5 * latent["logvar"].float()) * scaling,
+            mean_chw=latent["mean"].float(),
+            std_chw=torch.exp(0.5 * latent["logvar"].float()),
             prompt_LD=full["states"],
             pooled_P=full["pooled"],
             bare_prompt_LD=bare["states"],
@@ -240,7 +238,8 @@ def open_split(folder: Path, index: ShardIndex, split: Split) -> LatentSplit:
     Raises:
         InputError: the folder is no cache, or a shard is not encoded.
     """
-    return LatentSplit(folder, read_encoder(folder), index.of(split))
+    read_encoder(folder)
+    return LatentSplit(folder, index.of(split))
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:

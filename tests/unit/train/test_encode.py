@@ -1,0 +1,135 @@
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import NUM_CAPTIONS, NUM_SAMPLES, bundle_of, caption_of
+
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.base import base_identity, load_base
+from kiss3d_infer.flux.prompt import encode_captions
+from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
+from kiss3d_train.data.latents import (
+    LatentSplit,
+    is_encoded,
+    open_split,
+    read_encoder,
+    read_latent_shard,
+    tar_of,
+)
+from kiss3d_train.data.shards import ShardReader, load_index
+
+
+def number_of(shards: Path, row: int) -> int:
+    with ShardReader(shards) as reader:
+        return int(json.loads(reader.read("train", row)["json"])["number"])
+
+
+@pytest.fixture
+def copied(latents: Path, tmp_path: Path) -> Path:
+    """A cache that a test may damage."""
+    copy = tmp_path / latents.name
+    shutil.copytree(latents, copy)
+    return copy
+
+
+def training(folder: Path, shards: Path) -> LatentSplit:
+    return open_split(folder, load_index(shards), "train")
+
+
+def test_a_sample_is_what_the_encoders_say(latents: Path, shards: Path, base: Path) -> None:
+    pipeline = load_base(base, dtype="float32", parts=("vae", "text_encoder", "text_encoder_2"))
+    split = training(latents, shards)
+    for row in (0, len(split) - 1):
+        number = number_of(shards, row)
+        sample = split[row]
+        with torch.no_grad():
+            posterior = pipeline.vae.encode(bundle_of(number).image[None] * 2 - 1).latent_dist
+        factor, shift = pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor
+        expected = (posterior.mean[0] - shift) * factor
+        assert torch.allclose(sample.mean_chw, expected, atol=2e-3)
+        assert torch.allclose(sample.std_chw, posterior.std[0] * factor, rtol=2e-2)
+        states, pooled = encode_captions(pipeline, [caption_of(number), ""])
+        assert torch.allclose(sample.prompt_LD, states[0], atol=1e-5)
+        assert torch.allclose(sample.pooled_P, pooled[0], atol=1e-5)
+        assert torch.allclose(sample.bare_prompt_LD, states[1], atol=1e-5)
+
+
+def test_all_samples_of_both_splits_are_there_in_order(latents: Path, shards: Path) -> None:
+    index = load_index(shards)
+    split, held_out = training(latents, shards), open_split(latents, index, "val")
+    assert (len(split), len(held_out)) == (sum(index.counts("train")), sum(index.counts("val")))
+    assert len(split) + len(held_out) == NUM_SAMPLES
+    order = split.order(seed=1)
+    for epoch in (0, 1):
+        assert sorted(order(epoch, p) for p in range(len(split))) == list(range(len(split)))
+
+
+def test_each_caption_is_embedded_once_per_shard(latents: Path, shards: Path) -> None:
+    for shard in load_index(shards).of("train"):
+        with tarfile.open(tar_of(latents, shard)) as tar:
+            names = tar.getnames()
+        prompts = [name for name in names if name.endswith(".prompt.safetensors")]
+        assert len(prompts) <= NUM_CAPTIONS + 1
+        assert len([n for n in names if n.endswith(".latent.safetensors")]) == len(shard.samples)
+
+
+def test_encoding_again_gives_the_same_bytes(
+    latents: Path, shards: Path, base: Path, copied: Path
+) -> None:
+    shard = load_index(shards).of("train")[0]
+    tar_of(copied, shard).unlink()
+    assert not is_encoded(copied, shard)
+    ShardEncoder(shards, base, copied, "float32", "cpu").encode("train", 0)
+    assert is_encoded(copied, shard)
+    assert tar_of(copied, shard).read_bytes() == tar_of(latents, shard).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["no tar", "truncated tar", "no record", "broken record"])
+def test_an_incomplete_shard_counts_as_not_encoded(copied: Path, shards: Path, damage: str) -> None:
+    shard = load_index(shards).of("train")[0]
+    tar = tar_of(copied, shard)
+    if damage == "no tar":
+        tar.unlink()
+    elif damage == "truncated tar":
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif damage == "no record":
+        tar.with_suffix(".json").unlink()
+    else:
+        tar.with_suffix(".json").write_text("{}")
+    assert not is_encoded(copied, shard)
+    with pytest.raises(InputError):
+        training(copied, shards)
+
+
+def test_an_altered_byte_is_noticed_when_it_is_read(copied: Path, shards: Path) -> None:
+    shard = load_index(shards).of("train")[0]
+    tar = tar_of(copied, shard)
+    offset, size = read_latent_shard(copied, shard).samples[1].members["latent.safetensors"]
+    content = bytearray(tar.read_bytes())
+    content[offset + size // 2] ^= 1
+    tar.write_bytes(content)
+    split = training(copied, shards)
+    assert split[0].mean_chw.isfinite().all()
+    with pytest.raises(InputError, match="differ from the index"):
+        _ = split[1]
+
+
+def test_another_encoder_gets_another_folder(latents: Path, shards: Path, base: Path) -> None:
+    layout = load_index(shards).layout
+    same = describe_encoder(base, base_identity(base), layout)
+    other = describe_encoder(base, "another base", layout)
+    assert create_cache(same, latents.parent) == latents
+    assert other.folder(latents.parent) != latents
+
+
+def test_latents_of_another_encoder_are_refused(copied: Path, base: Path, shards: Path) -> None:
+    encoder = read_encoder(copied)
+    altered = encoder.model_copy(update={"scaling": 2 * encoder.scaling})
+    (copied / "encoder.json").write_text(altered.model_dump_json())
+    with pytest.raises(InputError, match="another encoder"):
+        training(copied, shards)
+    with pytest.raises(InputError, match="another encoder"):
+        create_cache(encoder, copied.parent)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+from tiny_training import tiny_config
+
+from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.config import Resolved, load_config
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex
+from kiss3d_train.plan import Plan, make_plan
+
+ROOT = Path(__file__).parents[3]
+FLUX = ROOT / "configs" / "models" / "flux1-dev"
+
+
+@pytest.fixture
+def full_size(tmp_path: Path) -> Path:
+    """The index of 100 bundles of 1024 x 2048 pixels."""
+    sample = IndexedSample(key="a", members={}, sha256="")
+    shard = IndexedShard(
+        name="train-00000.tar", split="train", size=0, sha256="", samples=(sample,) * 100
+    )
+    index = ShardIndex(layout=PUBLISHED, tile=512, image_format="webp", shards=(shard,), digest="d")
+    (tmp_path / "index.json").write_text(index.model_dump_json())
+    return tmp_path
+
+
+def plan_of(shards: Path, *overrides: str) -> Plan:
+    base = [f"base.path={FLUX}", f"data.shards={shards}", *overrides]
+    return make_plan(load_config(TrainConfig, ROOT / "configs" / "train" / "flux-lora.yaml", base))
+
+
+def test_flux_figures_are_those_worked_out_by_hand(full_size: Path) -> None:
+    plan = plan_of(full_size, "base.gradient_checkpointing=false")
+    assert plan.num_base == pytest.approx(11.90e9, rel=1e-3)
+    assert plan.num_adapter == pytest.approx(261.5e6, rel=1e-3)
+    assert (plan.image_tokens, plan.text_tokens) == (8192, 512)
+    flops = plan.flops_per_sample
+    assert flops["linears"] == pytest.approx(2 * 112.4e12, rel=2e-3)
+    assert flops["attention"] == pytest.approx(53.1e12 + 132.7e12, rel=2e-3)
+    # 24.28 M weights of rank 64 x 3 passes x 2: 10.2 TFLOP with the tokens each one sees.
+    assert flops["adapter"] == pytest.approx(10.2e12, rel=0.05)
+    assert 0.58 < plan.floor_seconds < 0.66
+
+
+def test_memory_is_near_what_was_measured(full_size: Path) -> None:
+    # Measured on one H200 with rank 64 on all linears: about 75 GiB without checkpointing.
+    single = ["scaling.workers=1", "data.global_batch=1"]
+    without = plan_of(full_size, "base.gradient_checkpointing=false", *single).memory
+    assert without["base"] == pytest.approx(22.2, abs=0.1)
+    assert 65 < sum(without.values()) < 85
+    with_checkpointing = plan_of(full_size, *single).memory
+    assert 26 < sum(with_checkpointing.values()) < 34
+
+
+def test_zero_stages_shard_what_they_name(full_size: Path) -> None:
+    memory = {
+        stage: plan_of(full_size, f"engine.zero_stage={stage}").memory for stage in (0, 1, 2, 3)
+    }
+    assert memory[1]["optimizer"] < memory[0]["optimizer"]
+    assert memory[2]["gradients"] == pytest.approx(memory[1]["gradients"] / 8)
+    assert memory[3]["base"] == pytest.approx(memory[2]["base"] / 8)
+    assert memory[1]["base"] == memory[0]["base"]
+
+
+def test_epochs_follow_from_the_data(full_size: Path) -> None:
+    plan = plan_of(full_size)
+    assert plan.steps_per_epoch == pytest.approx(100 / 32)
+    text = dict(plan.figures())
+    assert text["epochs in all"] == "6400.0 in 20000 steps"
+    assert text["global batch"].startswith("32 = 1 per pass x 8 workers x 4")
+
+
+def test_a_plan_needs_neither_weights_nor_data() -> None:
+    plan = plan_of(Path("nowhere"))
+    assert "does not exist yet" in dict(plan.figures())["data"]
+
+
+def test_it_prints_every_value_with_its_origin(
+    full_size: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_of(full_size, "adapter.rank=8").show()
+    printed = capsys.readouterr().out
+    assert "adapter.rank" in printed
+    assert "--set" in printed
+    assert "memory per worker" in printed
+
+
+def test_a_base_that_is_none_is_refused(tmp_path: Path) -> None:
+    resolved = Resolved(tiny_config({"base.path": str(tmp_path)}), {})
+    with pytest.raises(InputError, match="configuration cannot be read"):
+        make_plan(resolved)

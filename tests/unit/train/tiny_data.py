@@ -1,0 +1,66 @@
+"""A data set of coloured squares, and a tiny base to train on it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from kiss3d_infer.bundle.image import Bundle, encode_image
+from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.flux.base import base_identity, create_random_base
+from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
+from kiss3d_train.data.shards import SPLITS, load_index, write_shards
+
+TILE = 32
+NUM_SAMPLES, NUM_CAPTIONS = 12, 3
+TINY_MODEL = Path(__file__).parents[3] / "configs" / "models" / "tiny"
+
+
+def bundle_of(number: int) -> Bundle:
+    """White with a square of some colour in every tile."""
+    width, height = PUBLISHED.image_size(TILE)
+    image = torch.ones(3, height, width)
+    color = torch.randint(256, (3, 1, 1), generator=torch.Generator().manual_seed(number)) / 255
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            image[:, top + 8 : top + 24, left + 8 : left + 24] = color
+    return Bundle(image)
+
+
+def caption_of(number: int) -> str:
+    return f"a chair of kind {number % NUM_CAPTIONS}"
+
+
+def make_shards(folder: Path) -> Path:
+    rendered = folder / "rendered"
+    rendered.mkdir()
+    for number in range(NUM_SAMPLES):
+        image, key = encode_image(bundle_of(number), "png"), f"square-{number:02}"
+        (rendered / f"{key}.bundle.png").write_bytes(image)
+        description = {
+            "key": key,
+            "number": number,
+            "tile": TILE,
+            "layout": PUBLISHED.model_dump(mode="json"),
+            "caption": caption_of(number),
+            "bundle_sha256": hashlib.sha256(image).hexdigest(),
+        }
+        (rendered / f"{key}.json").write_text(json.dumps(description))
+    write_shards(rendered, folder / "shards", max_samples=5, val_share=0.2)
+    return folder / "shards"
+
+
+def make_base(folder: Path) -> Path:
+    return create_random_base(TINY_MODEL, folder / "base", seed=0)
+
+
+def encode_here(shards: Path, base: Path, out: Path) -> Path:
+    """What `encode_shards` does, in this process instead of over Ray."""
+    index = load_index(shards)
+    folder = create_cache(describe_encoder(base, base_identity(base), index.layout), out)
+    encoder = ShardEncoder(shards, base, folder, "float32", "cpu")
+    for split in SPLITS:
+        for number in range(len(index.of(split))):
+            encoder.encode(split, number)
+    return folder
