@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kiss3d_infer.scene.raster import Fragments, kernels
+from kiss3d_infer.scene.raster import Fragments, edge_kernels, kernels
 from kiss3d_infer.scene.raster.kernels import Floats, Ints
 from kiss3d_infer.scene.raster.texture import sample_texture
 
@@ -127,7 +127,7 @@ class _Antialias(torch.autograd.Function):
         out = np.empty_like(image_np)
 
         def one_view(v: int) -> None:
-            kernels.blend(image_np[v], screen[v], faces_np, crossings[v], out[v])
+            edge_kernels.blend(image_np[v], screen[v], faces_np, crossings[v], out[v])
 
         _for_each_view(one_view, len(screen))
         ctx.save_for_backward(image, clip, faces)
@@ -150,7 +150,7 @@ class _Antialias(torch.autograd.Function):
 
         def one_view(v: int) -> None:
             grad_screen = np.zeros((clip_np.shape[1], 2), np.float32)
-            kernels.blend_backward(
+            edge_kernels.blend_backward(
                 grad_np[v],
                 image_np[v],
                 screen[v],
@@ -188,11 +188,11 @@ def _crossings(fragments: Fragments) -> Ints:
     screen = fragments.kept.screen
     faces, face, depth = _ints(fragments.faces), _ints(fragments.face), _floats(fragments.depth)
     opposite = np.empty(faces.shape, np.int32)
-    kernels.opposite_edges(faces, screen.shape[1], opposite)
+    edge_kernels.opposite_edges(faces, screen.shape[1], opposite)
     crossings = np.empty((*face.shape, 2), np.int32)
 
     def one_view(v: int) -> None:
-        kernels.find_crossings(screen[v], faces, opposite, face[v], depth[v], crossings[v])
+        edge_kernels.find_crossings(screen[v], faces, opposite, face[v], depth[v], crossings[v])
 
     _for_each_view(one_view, len(screen))
     return crossings

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Compiled into edge_kernels, whose cache does not notice a change here: change that file as well.
 MAX_WALK = 32  # triangles crossed on the way from a pixel's centre to the silhouette edge
 WALK_SLACK = 1e-4  # pixels: rounding allowed when comparing distances along the way
 START_SLACK = (

@@ -228,10 +228,10 @@ def test_compiled_edge_adjacency_matches_the_reference() -> None:
     for mesh in (faces, messy):
         import numpy as np
 
-        from kiss3d_infer.scene.raster import kernels
+        from kiss3d_infer.scene.raster import edge_kernels
 
         compiled = np.empty(mesh.shape, np.int32)
-        kernels.opposite_edges(mesh.numpy(), len(vertices), compiled)
+        edge_kernels.opposite_edges(mesh.numpy(), len(vertices), compiled)
         expected = opposite_edges(mesh, len(vertices))
         assert torch.equal(torch.from_numpy(compiled), expected)
         back = expected.flatten()
