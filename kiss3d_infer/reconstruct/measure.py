@@ -40,7 +40,7 @@ def agreement(mesh: Mesh, target: Target) -> dict[str, float]:
     for view, (iou, error) in enumerate(zip(ious, errors, strict=True)):
         result[f"silhouette_iou/{view}"] = iou
         result[f"normal_error/{view}"] = error
-    texture = mesh.materials[0].texture
+    texture = mesh.materials[0].texture if mesh.materials else None
     if texture is not None and mesh.uv is not None and both.any():
         uv = rasterizer.interpolate(mesh.uv.to(device), fragments)
         shown = rasterizer.sample_texture(texture.to(device), uv[both])
