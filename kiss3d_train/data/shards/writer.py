@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kiss3d_infer.bundle.image import encode_image, load_bundle
 from kiss3d_infer.bundle.layout import BundleLayout
@@ -63,11 +67,9 @@ def write_shards(
     partial.mkdir()
     try:
         shards: list[IndexedShard] = []
+        encode = functools.partial(_encoded, rendered, image_format)
         for split, members in _split(samples, val_share).items():
-            encoded = (
-                (meta["key"], _encoded(rendered, meta, image_format))
-                for meta in track(members, f"packing {split}")
-            )
+            encoded = _ahead(encode, track(members, f"packing {split}"))
             for names in _bounded(encoded, max_samples, max_bytes):
                 number = sum(shard.split == split for shard in shards)
                 shards.append(_write_shard(partial / f"{split}-{number:05d}.tar", split, names))
@@ -128,10 +130,14 @@ def _key_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 Encoded = tuple[str, dict[str, bytes]]
+"""A sample's key and members."""
 
 
-def _encoded(folder: Path, meta: dict[str, Any], image_format: ImageFormat) -> dict[str, bytes]:
+def _encoded(folder: Path, image_format: ImageFormat, meta: dict[str, Any]) -> Encoded:
     path = folder / f"{meta['key']}.bundle.png"
     data = path.read_bytes()
     if sha256_of(data) != meta["bundle_sha256"]:
@@ -140,7 +146,20 @@ def _encoded(folder: Path, meta: dict[str, Any], image_format: ImageFormat) -> d
         data = encode_image(load_bundle(data), image_format)
     described = meta | {"bundle_sha256": sha256_of(data)}
     text = json.dumps(described, sort_keys=True, ensure_ascii=False)
-    return {f"bundle.{image_format}": data, "json": text.encode()}
+    return meta["key"], {f"bundle.{image_format}": data, "json": text.encode()}
+
+
+def _ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Map in order over all cores, a few items ahead; image codecs run without the GIL."""
+    workers = os.cpu_count() or 1
+    running: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def _bounded(
