@@ -107,7 +107,7 @@ def encode_image(bundle: Bundle, image_format: Literal["png", "webp"]) -> bytes:
     if image_format == "png":
         bundle.to_pil().save(buffer, "PNG", exif=exif)
     else:
-        bundle.to_pil().save(buffer, "WEBP", lossless=True, quality=80, method=4, exif=exif)
+        bundle.to_pil().save(buffer, "WEBP", lossless=True, quality=50, method=1, exif=exif)
     return buffer.getvalue()
 
 
