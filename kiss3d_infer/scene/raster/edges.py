@@ -14,9 +14,7 @@ from torch import Tensor
 # Compiled into edge_kernels, whose cache does not notice a change here: change that file as well.
 MAX_WALK = 32  # triangles crossed on the way from a pixel's centre to the silhouette edge
 WALK_SLACK = 1e-4  # pixels: rounding allowed when comparing distances along the way
-START_SLACK = (
-    1 / 16
-)  # pixels: nvdiffrast snaps vertices to a grid, so a centre may lie off its face
+START_SLACK = 1 / 16  # pixels: nvdiffrast snaps vertices to such a grid, off a pixel's centre
 
 
 def opposite_edges(faces: Tensor, num_vertices: int) -> Tensor:
