@@ -11,7 +11,7 @@ from kiss3d_infer.bundle.image import Bundle
 # A unit normal's colour is at least (sqrt(3) - 1) / 2 = 0.366 from white; half of it separates the
 # object from the background where an edge pixel mixes both.
 _NORMAL_THRESHOLD = 0.183
-_RGB_THRESHOLD = 0.06
+_RGB_THRESHOLDS = (0.012, 0.06)
 _NOISE_FLOOR = 0.04
 _SPECK_SHARE = 5e-4
 
@@ -23,9 +23,9 @@ def silhouettes(bundle: Bundle) -> Tensor:
     to white; the RGB row confirms: specks of the normal row that it does not know are dropped.
     """
     masks = []
-    for normal, rgb in zip(bundle.normal_colors, bundle.rgb, strict=True):
+    for normal, rgb_mask in zip(bundle.normal_colors, rgb_masks(bundle), strict=True):
         alpha = _unmixed_alpha(normal.permute(1, 2, 0).numpy())
-        alpha[_unconfirmed_specks(alpha > 0.5, _rgb_mask(rgb))] = 0
+        alpha[_unconfirmed_specks(alpha > 0.5, rgb_mask)] = 0
         masks.append(alpha)
     return torch.from_numpy(np.stack(masks)[:, None].astype(np.float32))
 
@@ -37,13 +37,22 @@ def normal_masks(bundle: Bundle) -> NDArray[np.bool_]:
 
 
 def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:
-    """Binary silhouettes [V, T, T] of the RGB row alone; enclosed white regions count as inside."""
-    return np.stack([_rgb_mask(view) for view in bundle.rgb])
+    """Binary silhouettes [V, T, T] of the RGB row.
+
+    Enclosed white regions count as inside where the normal row has a surface, too.
+    """
+    masks = zip(bundle.rgb, normal_masks(bundle), strict=True)
+    return np.stack([_rgb_mask(view, normal_mask) for view, normal_mask in masks])
 
 
-def _rgb_mask(rgb: Tensor) -> NDArray[np.bool_]:
+def _rgb_mask(rgb: Tensor, normal_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     distance = (1 - rgb).norm(dim=0).numpy()
-    return np.asarray(ndimage.binary_fill_holes(distance > _RGB_THRESHOLD))
+    # A lit white surface is barely darker than the background, so the threshold goes as low as the
+    # background's own noise lets it.
+    background = ~ndimage.binary_dilation(normal_mask, iterations=3)
+    noise = float(np.quantile(distance[background], 0.99)) if background.any() else 0.0
+    mask = distance > np.clip(1.5 * noise, *_RGB_THRESHOLDS)
+    return np.asarray(mask | (ndimage.binary_fill_holes(mask) & normal_mask))
 
 
 def _unmixed_alpha(colors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -53,6 +53,7 @@ def test_exact_bundle_is_valid() -> None:
     assert report.measurements["unit_normal_error"] < 0.01
     assert report.measurements["silhouette_iou"] > 0.95
     assert report.measurements["mirror_iou"] > 0.99
+    assert report.measurements["hull_coverage"] > 0.97
 
 
 def test_all_white_bundle_is_empty() -> None:
@@ -85,6 +86,24 @@ def test_opposite_views_that_disagree_are_refused() -> None:
     image = bundle_of(*ball_views()).image.clone()
     image[:, :, 128:192] = bundle_of(*ball_views(radius=0.4)).image[:, :, 128:192]
     assert any("opposite views" in problem for problem in validate(Bundle(image)).problems)
+
+
+def test_silhouettes_that_no_object_casts_are_refused() -> None:
+    """Tall seen from the front and back, flat seen from the sides."""
+    image = bundle_of(*ball_views()).image.clone()
+    flat = bundle_of(*ball_views(radius=0.3)).image
+    for view in (1, 3):
+        image[:, :, 64 * view : 64 * (view + 1)] = flat[:, :, 64 * view : 64 * (view + 1)]
+    report = validate(Bundle(image))
+    assert report.measurements["mirror_iou"] > 0.95
+    assert report.measurements["hull_coverage"] < 0.7
+    assert any("no one object" in problem for problem in report.problems)
+
+
+def test_white_parts_do_not_count_as_missing() -> None:
+    normals, alpha, rgb = ball_views()
+    rgb[:, :, 20:40, 20:40] = 1.0
+    assert validate(bundle_of(normals, alpha, rgb)).measurements["silhouette_iou"] > 0.95
 
 
 def test_inverted_normals_are_refused() -> None:
