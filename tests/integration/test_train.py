@@ -1,0 +1,212 @@
+"""A run over Ray from recipe to adapter: tracked, interrupted, resumed, and used for sampling."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kiss3d_infer.config import load_config
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.run import TrainSummary, run_training
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "unit" / "train"))
+
+from tiny_data import NUM_SAMPLES, make_base, make_shards  # noqa: E402
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    make_shards(folder)
+    make_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    import ray
+
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def overrides_of(workspace: Path, run: str) -> list[str]:
+    return [
+        f"run.dir={workspace / run}",
+        f"run.steps={STEPS}",
+        "run.log_every=1",
+        f"base.path={workspace / 'base'}",
+        f"data.shards={workspace / 'shards'}",
+        "data.global_batch=4",
+        "adapter.rank=4",
+        "optimizer.warmup_steps=0",
+        "scaling.micro_batch=2",
+        "checkpoint.every=5",
+        "validation.every=6",
+        f"tracking.uri=sqlite:///{workspace / 'mlruns.db'}",
+    ]
+
+
+def train(workspace: Path, run: str, *more: str) -> TrainSummary:
+    recipe = ROOT / "configs" / "train" / "demo.yaml"
+    return run_training(load_config(TrainConfig, recipe, [*overrides_of(workspace, run), *more]))
+
+
+@pytest.fixture(scope="module")
+def straight(workspace: Path, ray_here: None) -> TrainSummary:
+    return train(workspace, "straight")
+
+
+def test_a_run_leaves_what_it_promises(straight: TrainSummary, workspace: Path) -> None:
+    run_dir = workspace / "straight"
+    assert straight.status == "finished"
+    assert (run_dir / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["step-00000010", "step-00000012"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["run_id"] == straight.run_id
+    assert summary["steps"] == STEPS == len(summary["losses"])
+    assert summary["peak_memory_bytes"] > 0
+    assert summary["seconds"] > 0
+    assert f"step {STEPS}/{STEPS}" in (run_dir / "train.log").read_text()
+
+
+def test_the_loss_falls(straight: TrainSummary) -> None:
+    first, last = straight.losses[:3], straight.losses[-3:]
+    assert sum(last) < 0.95 * sum(first)
+
+
+def test_mlflow_has_the_curves_and_the_adapter(straight: TrainSummary, workspace: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlruns.db'}")
+    run = client.get_run(straight.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["adapter.rank"] == "4"
+    loss = client.get_metric_history(straight.run_id, "train/loss")
+    assert sorted(point.step for point in loss) == list(range(1, STEPS + 1))
+    for name in ("train/grad_norm", "train/lr", "perf/step_s", "perf/samples_per_s"):
+        assert client.get_metric_history(straight.run_id, name), name
+    held_out = client.get_metric_history(straight.run_id, "val/loss")
+    assert sorted(point.step for point in held_out) == [6, 12]
+    artifacts = {item.path for item in client.list_artifacts(straight.run_id)}
+    assert {"adapter", "config.yaml", "run.json", "summary.json"} <= artifacts
+    assert run.inputs.dataset_inputs[0].dataset.name == "shards"
+
+
+def test_the_adapter_changes_what_the_pipeline_draws(
+    straight: TrainSummary, workspace: Path
+) -> None:
+    from kiss3d_infer.flux.base import load_base
+
+    pipeline = load_base(workspace / "base", dtype="float32")
+
+    def drawn() -> torch.Tensor:
+        images: torch.Tensor = pipeline(
+            prompt="a chair",
+            width=64,
+            height=32,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            max_sequence_length=16,
+        ).images
+        return images
+
+    before = drawn()
+    pipeline.load_lora_weights(str(Path(straight.adapter).parent))
+    assert (drawn() - before).abs().max() > 1e-3
+    pipeline.unload_lora_weights()
+    assert torch.allclose(drawn(), before, atol=1e-6)
+
+
+def test_an_ended_run_is_not_run_again(straight: TrainSummary, workspace: Path) -> None:
+    assert train(workspace, "straight") == straight
+
+
+def test_another_runs_folder_is_not_overwritten(straight: TrainSummary, workspace: Path) -> None:
+    with pytest.raises(InputError, match="not empty"):
+        train(workspace, "straight", "run.resume=never")
+    with pytest.raises(InputError, match="rank was 4 and is now 8"):
+        train(workspace, "straight", "adapter.rank=8")
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
+    straight: TrainSummary, workspace: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    arguments = [f"--set={override}" for override in overrides_of(workspace, "interrupted")]
+    command = "from kiss3d_train.cli import main; main()"
+    recipe = str(ROOT / "configs" / "train" / "demo.yaml")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", command, "train", "run", recipe, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if "step 2/" in line:
+                process.send_signal(signal.SIGINT)
+    assert "run.resume=auto" in output, output
+    stopped = json.loads((workspace / "interrupted" / "summary.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert 2 <= stopped["steps"] < STEPS
+    client = MlflowClient(f"sqlite:///{workspace / 'mlruns.db'}")
+    assert client.get_run(stopped["run_id"]).info.status == "KILLED"
+
+    resumed = train(workspace, "interrupted")
+    assert resumed.run_id == stopped["run_id"]
+    assert client.get_run(resumed.run_id).info.status == "FINISHED"
+    assert tuple(stopped["losses"]) + resumed.losses == straight.losses
+    steps = [point.step for point in client.get_metric_history(resumed.run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    expected = load_file(straight.adapter)
+    found = load_file(resumed.adapter)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_data_set_is_encoded_once(straight: TrainSummary, workspace: Path) -> None:
+    (folder,) = (workspace / "shards.latents").iterdir()
+    records = [json.loads(p.read_text()) for p in folder.glob("*.json") if p.name != "encoder.json"]
+    assert sum(len(record["samples"]) for record in records) == NUM_SAMPLES
+
+
+def test_a_workers_bad_input_is_told_in_one_sentence(
+    straight: TrainSummary, workspace: Path
+) -> None:
+    (folder,) = (workspace / "shards.latents").iterdir()
+    tars = {path: path.read_bytes() for path in folder.glob("*.tar")}
+    try:
+        for path, content in tars.items():
+            path.write_bytes(bytes([content[700] ^ 1]).join((content[:700], content[701:])))
+        with pytest.raises(InputError, match="differ from the index"):
+            train(workspace, "damaged", "scaling.max_failures=0")
+    finally:
+        for path, content in tars.items():
+            path.write_bytes(content)
