@@ -124,13 +124,15 @@ def _generate(out: Path, adapter: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _reconstruct_exact(out: Path) -> tuple[str, "Asset"]:
-    from kiss3d_infer.bundle import save_bundle
+    from kiss3d_infer.bundle import PUBLISHED, save_bundle
+    from kiss3d_infer.scene.framing import framed
     from kiss3d_infer.scene.render import render_bundle
     from kiss3d_train.data.sources import open_source
 
     source = open_source(_HELD_OUT)
     item = source.describe(source.items()[0])
-    bundle = render_bundle(source.load(item).normalized(), tile=_EXACT_TILE)
+    mesh = framed(source.load(item), PUBLISHED.cameras)
+    bundle = render_bundle(mesh, tile=_EXACT_TILE)
     save_bundle(bundle, out / "bundle.png")
     return item.caption or item.name, _reconstruct(out / "bundle.png", out / "asset.glb")
 

@@ -48,7 +48,7 @@ def create_random_base(config_folder: Path, out: Path, seed: int) -> Path:
     aside = writable_folder(out.parent) / f".{out.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with torch.random.fork_rng(devices=[]), _quiet_libraries():
+        with torch.random.fork_rng(devices=[]), quiet_libraries():
             torch.manual_seed(seed)
             _random_pipeline(config_folder).save_pretrained(aside, safe_serialization=True)
         aside.replace(out)
@@ -93,7 +93,7 @@ def load_base(
             "(`kiss3d demo` does)",
         )
     load = _load_file if path.is_file() else _load_folder
-    with _quiet_libraries():
+    with quiet_libraries():
         pipeline = load(path, _DTYPES[dtype], parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -260,7 +260,7 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Silence the libraries' progress bars and hints; what matters is raised as an error."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

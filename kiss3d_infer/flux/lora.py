@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
+from kiss3d_infer.flux.base import quiet_libraries
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -81,7 +82,8 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
     if name not in getattr(pipeline.transformer, "peft_config", {}):
         # Only a path brings the header along, with the alpha in it.
         source = str(file) if is_native else weights
-        with warnings.catch_warnings(action="ignore"):  # peft's hints; the fit is checked above
+        # peft's and diffusers' hints are of no use here: the fit is checked above.
+        with warnings.catch_warnings(action="ignore"), quiet_libraries():
             pipeline.load_lora_weights(source, adapter_name=name, local_files_only=True)
     pipeline.set_adapters([name], [scale])
     return LoraInfo(max(ranks.values()), len(ranks), lora_format, _parse_metadata(header))

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,9 @@ from kiss3d_train.ray_session import ray_session, unwrapped
 
 if TYPE_CHECKING:
     from kiss3d_infer.bundle.image import Bundle
-    from kiss3d_infer.scene.camera import Cameras
     from kiss3d_infer.scene.mesh import Mesh
 
 QUARANTINE_NAME = "quarantine.jsonl"
-FRAME = 0.97
-"""Share of a tile's half that an object may reach."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +231,10 @@ def render_item(job: RenderJob, item: MeshItem) -> Record | None:
 def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
     from kiss3d_infer.bundle.masks import normal_masks
     from kiss3d_infer.bundle.validate import validate
+    from kiss3d_infer.scene.framing import framed
     from kiss3d_infer.scene.render import render_bundle
 
-    mesh = framed(loaded.normalized(), job.layout.cameras)
+    mesh = framed(loaded, job.layout.cameras)
     bundle = render_bundle(mesh, job.layout, job.tile)
     if not normal_masks(bundle).any((1, 2)).all():
         raise InputError("the mesh is flat: one of the views does not see it")
@@ -271,26 +269,6 @@ def _write_sample(
 
 
 # ---------------------------------------------------------------------------- geometry
-
-
-def framed(mesh: Mesh, cameras: Cameras) -> Mesh:
-    """Shrink a normalised mesh just enough that no view cuts it off; most meshes stay as they are.
-
-    A point (x, y, z) in camera axes scaled by s lies inside the frame if
-    s |x| <= FRAME (d - s z) / f for the camera's distance d and focal length f; likewise y.
-
-    Args:
-        mesh: centred, longest half-extent 1.
-        cameras: all at one distance from the origin.
-    """
-    import torch
-
-    used = mesh.vertices[torch.unique(mesh.faces.long())]
-    view = torch.einsum("vji,nj->vni", cameras.rotations, used)  # [V, N, 3] camera axes
-    reach = view[..., :2].abs().amax(-1)
-    edge = FRAME / cameras.focal
-    scale = (edge * cameras.distance / (reach + edge * view[..., 2]).clamp_min(1e-6)).amin()
-    return mesh if scale >= 1 else replace(mesh, vertices=mesh.vertices * scale)
 
 
 def mesh_sha256(mesh: Mesh) -> str:
