@@ -8,6 +8,7 @@ from typing import Any
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every print of a Train worker appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at such a check
     "PYTHONWARNINGS": "ignore::FutureWarning",
 }
 
