@@ -13,6 +13,8 @@ from kiss3d_infer.files import writable_folder, writing
 from kiss3d_infer.progress import show_stages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kiss3d_infer.tasks import Asset
     from kiss3d_train.run import TrainSummary
 
@@ -20,10 +22,11 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 _RECIPE = _CONFIGS / "train" / "demo.yaml"
 _MODEL = _CONFIGS / "models" / "demo"
 _SOURCE = "toybox:48"
-_HELD_OUT = "toybox:8?seed=2"
-"""Objects of another series, so that the reconstructed one was never trained on."""
+_HELD_OUT = "toybox:3?seed=2"
+"""The last object of another series; it was never trained on."""
 _TRAIN_TILE, _EXACT_TILE = 128, 256
 _SAMPLING_STEPS = 16
+_SHEET_WIDTH = 1600
 
 
 @dataclass
@@ -130,7 +133,7 @@ def _reconstruct_exact(out: Path) -> tuple[str, "Asset"]:
     from kiss3d_train.data.sources import open_source
 
     source = open_source(_HELD_OUT)
-    item = source.describe(source.items()[0])
+    item = source.describe(source.items()[-1])
     mesh = framed(source.load(item), PUBLISHED.cameras)
     bundle = render_bundle(mesh, tile=_EXACT_TILE)
     save_bundle(bundle, out / "bundle.png")
@@ -146,7 +149,7 @@ def _reconstruct(bundle: Path, asset: Path) -> "Asset":
 def _make_pictures(out: Path, prompt: str, caption: str) -> None:
     from PIL import Image
 
-    from kiss3d_infer.bundle import PUBLISHED, load_bundle
+    from kiss3d_infer.bundle import PUBLISHED
     from kiss3d_infer.scene.load import load_mesh
     from kiss3d_infer.scene.pictures import contact_sheet, turntable
     from kiss3d_infer.scene.render import render_bundle
@@ -156,27 +159,44 @@ def _make_pictures(out: Path, prompt: str, caption: str) -> None:
     turntable(mesh, out / "turntable.gif")
     turntable(mesh, out / "turntable.png")
     inspect(out / "shards", out / "data.png")
-    with Image.open(out / "data.png") as data, Image.open(out / "turntable.png") as strip:
-        sheet = contact_sheet(
-            [
-                ("training data: bundles rendered from the toybox's meshes", data.copy()),
-                (
-                    f"rendered bundle of a held-out mesh: {caption}",
-                    load_bundle(out / "bundle.png").image,
-                ),
-                (
-                    "its reconstruction, asset.glb, through the same cameras",
-                    render_bundle(mesh, PUBLISHED, _EXACT_TILE).image,
-                ),
-                ("asset.glb, once around", strip.copy()),
-                (
-                    f"drawn by the small random Flux after a few steps of training: {prompt}",
-                    load_bundle(out / "generated.bundle.png").image,
-                ),
-            ]
-        )
+    made = contact_sheet(
+        [
+            (f"rendered bundle of a held-out mesh: {caption}", _bundle(out / "bundle.png")),
+            (
+                "its reconstruction, asset.glb, through the same cameras",
+                render_bundle(mesh, PUBLISHED, _EXACT_TILE).image,
+            ),
+            (f"a training sample: {prompt}", _first_training_bundle(out)),
+            (
+                "the same prompt, drawn by the small random Flux after minutes of training",
+                _bundle(out / "generated.bundle.png"),
+            ),
+        ],
+        columns=2,
+        width=_SHEET_WIDTH,
+    )
+    with Image.open(out / "data.png") as picture, Image.open(out / "turntable.png") as strip:
+        rows = [
+            ("made by kiss3d demo", made),
+            ("asset.glb, once around", strip.copy()),
+            ("training data, rendered from the toybox's meshes", picture.copy()),
+        ]
+        sheet = contact_sheet(rows, width=_SHEET_WIDTH)
     with writing(out / "contact_sheet.png") as aside:
         sheet.save(aside)
+
+
+def _bundle(path: Path) -> "Tensor":
+    from kiss3d_infer.bundle import load_bundle
+
+    return load_bundle(path).image
+
+
+def _first_training_bundle(out: Path) -> "Tensor":
+    from kiss3d_train.data.shards import ShardReader, decode_sample
+
+    with ShardReader(out / "shards") as reader:
+        return decode_sample(reader.read("train", 0))[0].image
 
 
 def _write_summary(

@@ -86,6 +86,24 @@ def reconstruct(
     return Reconstruction(mesh, measurements, stages.seconds, tuple(warnings))
 
 
+def warm_up() -> None:
+    """Compile all CPU kernels into numba's cache by reconstructing a small ball, with progress."""
+    import torch
+    from trimesh.creation import icosphere
+
+    from kiss3d_infer.progress import show_stages
+    from kiss3d_infer.scene import raster
+    from kiss3d_infer.scene.mesh import Mesh
+    from kiss3d_infer.scene.render import render_bundle
+
+    raster.warm_up()
+    ball = icosphere(2)
+    mesh = Mesh(torch.tensor(ball.vertices).float(), torch.tensor(ball.faces).int())
+    bundle = render_bundle(mesh, tile=64)
+    settings = ReconstructSettings(coarse_steps=4, fine_steps=4, num_faces=500, texture_size=64)
+    reconstruct(bundle, settings, on_progress=show_stages("compiling the reconstruction"))
+
+
 class _Stages:
     """Times the stages and tells the caller where the work is."""
 

@@ -1,0 +1,25 @@
+"""What a measurement was made on."""
+
+import importlib.metadata
+import os
+import platform
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "numba", "manifold3d", "xatlas", "kiss3d")
+
+
+def describe() -> dict[str, str | int]:
+    """The processor, the cores, the versions and the day."""
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "processor": names[0].split(": ")[1] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+        **versions,
+    }
