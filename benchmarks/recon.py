@@ -52,10 +52,13 @@ def main() -> None:
                 **{k: v for k, v in made.measurements.items() if "/" not in k},
             }
         )
-        cells += [(caption, bundle.image), ("", render_bundle(made.mesh, tile=_TILE).image)]
+        cells += [
+            (caption, bundle.image),
+            ("reconstructed", render_bundle(made.mesh, tile=_TILE).image),
+        ]
     _write(rows)
     with writing(_PICTURE) as aside:
-        contact_sheet(cells, columns=4, width=2400).save(aside)
+        contact_sheet(cells, columns=4, width=2000).save(aside)
 
 
 def _write(rows: list[dict[str, object]]) -> None:

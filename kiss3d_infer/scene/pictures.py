@@ -36,8 +36,14 @@ def contact_sheet(
         raise InputError("a contact sheet needs at least one picture")
     column = (width - _MARGIN) // columns - _MARGIN
     font = ImageFont.load_default(size=max(12, min(22, column // 16)))
-    drawn = [_cell(label, to_picture(picture), column, font) for label, picture in cells]
-    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    labels = [_wrapped(label, column, font) for label, _ in cells]
+    rows = []
+    for i in range(0, len(cells), columns):
+        num_lines = max(len(lines) for lines in labels[i : i + columns])
+        padded = [lines + [""] * (num_lines - len(lines)) for lines in labels[i : i + columns]]
+        pictures = [to_picture(picture) for _, picture in cells[i : i + columns]]
+        row = zip(padded, pictures, strict=True)
+        rows.append([_cell(lines, picture, column, font) for lines, picture in row])
     heights = [max(cell.height for cell in row) + _MARGIN for row in rows]
     sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
     for i, row in enumerate(rows):
@@ -103,9 +109,11 @@ def to_picture(image: Tensor | Image.Image) -> Image.Image:
 
 
 def _cell(
-    label: str, picture: Image.Image, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    lines: list[str],
+    picture: Image.Image,
+    width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> Image.Image:
-    lines = _wrapped(label, width, font)
     line_height = round(font.getbbox("Ag")[3] * 1.25)
     top = line_height * len(lines)
     height = max(1, round(picture.height * width / picture.width))
