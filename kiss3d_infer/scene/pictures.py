@@ -42,8 +42,8 @@ def contact_sheet(
         num_lines = max(len(lines) for lines in labels[i : i + columns])
         padded = [lines + [""] * (num_lines - len(lines)) for lines in labels[i : i + columns]]
         pictures = [to_picture(picture) for _, picture in cells[i : i + columns]]
-        row = zip(padded, pictures, strict=True)
-        rows.append([_cell(lines, picture, column, font) for lines, picture in row])
+        pairs = zip(padded, pictures, strict=True)
+        rows.append([_cell(lines, picture, column, font) for lines, picture in pairs])
     heights = [max(cell.height for cell in row) + _MARGIN for row in rows]
     sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
     for i, row in enumerate(rows):
