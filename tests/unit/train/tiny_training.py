@@ -72,9 +72,10 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> TrainConfig:
 
 
 def tiny_engine(config: TrainConfig) -> Engine:
-    transformer = tiny_transformer()
+    transformer = tiny_transformer().to(getattr(torch, config.base.dtype))
     add_adapter(transformer, config.adapter, config.run.seed)
-    return create_engine(transformer, config, torch.device("cpu"))
+    device = "cuda" if config.scaling.use_gpu else "cpu"
+    return create_engine(transformer, config, torch.device(device))
 
 
 def train_steps(engine: Engine, config: TrainConfig, first: int, last: int) -> list[float]:
@@ -100,18 +101,18 @@ def free_port() -> int:
         return port
 
 
-def join_group(rank: int, world_size: int, port: int) -> None:
-    """Start a gloo process group as Ray Train or torchrun would."""
+def join_group(rank: int, world_size: int, port: int, backend: str = "gloo") -> None:
+    """Start a process group as Ray Train or torchrun would."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": "cuda" if backend == "nccl" else "cpu",
     }
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    dist.init_process_group(backend, rank=rank, world_size=world_size)
 
 
 def state_path(folder: Path, name: str) -> Path:
