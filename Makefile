@@ -22,7 +22,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(BIN)/kiss3d doctor --warm-up
 	@touch $@
 
-demo: setup ## Train, generate and reconstruct on this machine (CPU, about ten minutes)
+demo: setup ## Train, generate and reconstruct on this machine (CPU, a few minutes)
 	$(BIN)/kiss3d demo --out demo
 
 test: setup ## Run the whole suite on the CPU
@@ -38,7 +38,7 @@ format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## Measure reconstruction and rendering; results go to benchmarks/results/
+bench: setup ## Measure reconstruction; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.recon
 
 clean: ## Remove the environment and everything the demo made

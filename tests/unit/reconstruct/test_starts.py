@@ -154,9 +154,8 @@ def test_carving_finds_what_no_silhouette_shows():
         start = make_start(name, target)
         assert start.name == name
         assert is_closed_manifold(start.faces, len(start.vertices))
-        mesh = trimesh.Trimesh(start.vertices, start.faces, process=False)
-        hits = mesh.ray.intersects_location([[0.0, 0.0, 3.0]], [[0.0, 0.0, -1.0]])[0]
-        depth_of_middle[name] = hits[:, 2].max()
+        near_axis = np.abs(start.vertices[:, :2]).max(1) < 0.08
+        depth_of_middle[name] = start.vertices[near_axis, 2].max()
     # The front face stands at 0.8, the niche's back at 0.3.
     assert depth_of_middle["hull"] > 0.8
     assert depth_of_middle["carve"] < 0.65
