@@ -52,9 +52,11 @@ def generate(
 ) -> None:
     """Draw a 3D bundle image from a prompt."""
     from kiss3d_infer.bundle import save_bundle, validate
+    from kiss3d_infer.bundle.image import checked_image_format
     from kiss3d_infer.flux.sampling import generate_bundle
     from kiss3d_infer.progress import show_stages
 
+    checked_image_format(out)
     pipeline, layout = _pipeline(model, lora, device)
     bundle = generate_bundle(
         pipeline,
@@ -82,7 +84,7 @@ def reconstruct(
     force: Force = False,
 ) -> None:
     """Turn a bundle image into a textured mesh."""
-    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.devices import pick_raster_device
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.reconstruct import ReconstructSettings
     from kiss3d_infer.tasks import bundle_to_mesh
@@ -91,7 +93,7 @@ def reconstruct(
         bundle,
         out,
         settings=ReconstructSettings(init=init, num_faces=faces, texture_size=texture_size),
-        device=pick_device(device).name,
+        device=pick_raster_device(device),
         force=force,
         on_progress=show_stages("reconstruct"),
     )
@@ -111,10 +113,13 @@ def text_to_3d(
     force: Force = False,
 ) -> None:
     """Make a textured mesh from a prompt; its bundle is kept beside it."""
-    from kiss3d_infer.devices import pick_device
+    from kiss3d_infer.devices import pick_raster_device
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.tasks import text_to_3d as make_asset
+    from kiss3d_infer.tasks.bundle_to_mesh import check_output
 
+    raster_device = pick_raster_device(device)
+    check_output(out, raster_device)
     pipeline, layout = _pipeline(model, lora, device)
     asset = make_asset(
         pipeline,
@@ -125,7 +130,7 @@ def text_to_3d(
         steps=steps,
         guidance=guidance,
         seed=seed,
-        device=pick_device(device).name,
+        device=raster_device,
         force=force,
         on_progress=show_stages("text-to-3d"),
     )

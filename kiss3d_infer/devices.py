@@ -38,3 +38,16 @@ def pick_device(wanted: str = "auto") -> Device:
         found = torch.cuda.device_count()
         raise InputError(f"no device '{wanted}' here", fix=f"use cpu; CUDA devices found: {found}")
     return Device(str(device), "bfloat16")
+
+
+def pick_raster_device(wanted: str = "auto") -> str:
+    """Resolve a device to rasterize on: "auto" takes CUDA only where nvdiffrast is installed.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    from importlib.util import find_spec
+
+    if wanted == "auto" and find_spec("nvdiffrast") is None:
+        return "cpu"
+    return pick_device(wanted).name

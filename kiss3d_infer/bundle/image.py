@@ -15,7 +15,7 @@ from kiss3d_infer.bundle import normals as normal_code
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.config import explain
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
+from kiss3d_infer.files import writable_folder, writing
 
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 _MAX_PIXELS = 64 * 2**20
@@ -117,12 +117,24 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     Raises:
         InputError: another suffix, or the folder cannot be written.
     """
-    image_format = path.suffix.lower().removeprefix(".")
-    if image_format not in ("png", "webp"):
-        raise InputError("a bundle is saved as .png or .webp", where=path)
-    data = encode_image(bundle, "png" if image_format == "png" else "webp")
+    data = encode_image(bundle, checked_image_format(path))
     with writing(path) as aside:
         aside.write_bytes(data)
+
+
+def checked_image_format(path: Path) -> Literal["png", "webp"]:
+    """The format of a bundle's path that can be written; ask before long work, not after it.
+
+    Raises:
+        InputError: another suffix, or the folder cannot be written.
+    """
+    writable_folder(path.parent)
+    match path.suffix.lower():
+        case ".png":
+            return "png"
+        case ".webp":
+            return "webp"
+    raise InputError("a bundle is saved as .png or .webp", where=path)
 
 
 def load_bundle(source: Path | bytes, layout: BundleLayout | None = None) -> Bundle:

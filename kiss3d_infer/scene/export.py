@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
+from kiss3d_infer.files import writable_folder, writing
 from kiss3d_infer.scene.color import modulated, to_linear
 from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.normals import smooth_normals
@@ -30,6 +30,21 @@ def save_mesh(mesh: Mesh, path: Path) -> None:
     Raises:
         InputError: another suffix, or the folder cannot be written.
     """
+    file_type = checked_export_type(path)
+    if file_type == "obj":
+        _save_obj(mesh, path)
+        return
+    data = _to_glb(mesh) if file_type == "glb" else _to_single(mesh, file_type)
+    with writing(path) as aside:
+        aside.write_bytes(data)
+
+
+def checked_export_type(path: Path) -> str:
+    """The mesh type of a path that can be written; ask before long work, not after it.
+
+    Raises:
+        InputError: another suffix, or the folder cannot be written.
+    """
     file_type = path.suffix.lower().removeprefix(".")
     if file_type not in EXPORT_TYPES:
         raise InputError(
@@ -37,12 +52,8 @@ def save_mesh(mesh: Mesh, path: Path) -> None:
             where=path,
             fix=f"use one of {', '.join('.' + name for name in EXPORT_TYPES)}",
         )
-    if file_type == "obj":
-        _save_obj(mesh, path)
-        return
-    data = _to_glb(mesh) if file_type == "glb" else _to_single(mesh, file_type)
-    with writing(path) as aside:
-        aside.write_bytes(data)
+    writable_folder(path.parent)
+    return file_type
 
 
 def _to_glb(mesh: Mesh) -> bytes:

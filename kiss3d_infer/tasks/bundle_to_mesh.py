@@ -7,7 +7,7 @@ from kiss3d_infer.bundle import load_bundle, validate
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
-from kiss3d_infer.scene.export import save_mesh
+from kiss3d_infer.scene.export import checked_export_type, save_mesh
 
 _DEFAULTS = ReconstructSettings()
 
@@ -55,6 +55,7 @@ def bundle_to_mesh(
         InputError: the bundle cannot be read, fails validation, or shows nothing.
     """
     report = on_progress or (lambda stage, fraction: None)
+    check_output(out, device)
     report("validate", 0.0)
     image = load_bundle(bundle)
     verdict = validate(image)
@@ -75,3 +76,15 @@ def bundle_to_mesh(
         seconds=made.seconds,
         warnings=(*verdict.problems, *made.warnings),
     )
+
+
+def check_output(out: Path, device: str) -> None:
+    """Refuse, before any work, an asset that could not be made or written at its end.
+
+    Raises:
+        InputError: an unknown type, a folder that cannot be written, or no rasterizer for `device`.
+    """
+    from kiss3d_infer.scene.raster import rasterizer_for
+
+    checked_export_type(out)
+    rasterizer_for(device)

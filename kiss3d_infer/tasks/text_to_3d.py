@@ -9,7 +9,7 @@ from kiss3d_infer.bundle import PUBLISHED, BundleLayout, save_bundle
 from kiss3d_infer.flux.sampling import generate_bundle
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings
-from kiss3d_infer.tasks.bundle_to_mesh import Asset, bundle_to_mesh
+from kiss3d_infer.tasks.bundle_to_mesh import Asset, bundle_to_mesh, check_output
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -54,6 +54,7 @@ def text_to_3d(
     Raises:
         InputError: a value is out of range, or the bundle fails validation or shows nothing.
     """
+    check_output(out, device)
     began = time.perf_counter()
     drawn = generate_bundle(
         pipeline,

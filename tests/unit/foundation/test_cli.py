@@ -28,6 +28,11 @@ def test_help_loads_no_heavy_library() -> None:
         (["reconstruct", "absent.png", "-o", "a.glb"], "no such bundle image"),
         (["generate", "a chair", "-o", "b.png", "--device", "tpu"], "device"),
         (["data", "render", "--source", "nowhere", "--out", "o"], "nowhere"),
+        # Refused before any model is looked for:
+        (["generate", "a chair", "-o", "b.jpg"], ".png or .webp"),
+        (["generate", "a chair", "-o", "/proc/b.png"], "cannot write to the folder"),
+        (["text-to-3d", "a chair", "-o", "a.fbx"], "cannot write a mesh of type"),
+        (["reconstruct", "absent.png", "-o", "/proc/a.glb"], "cannot write to the folder"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_sentence(
