@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from types import FrameType
 from typing import Any, Literal
 
 from kiss3d_infer.config import Resolved
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
 from kiss3d_infer.flux.base import base_identity
 from kiss3d_infer.tracking import Tracker, absolute_uri
-from kiss3d_train.config import TrainConfig
+from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, load_index
@@ -85,7 +86,8 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
     if start.step >= config.run.steps and (finished := read_summary(config.run.dir)):
         return finished
     writable_folder(config.run.dir)
-    with ray_session(config.scaling.workers * config.scaling.cpus_per_worker):
+    with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
+        check_resources(config.scaling, resources)
         latents = encode_shards(
             config.data.shards,
             config.base.path,
@@ -103,6 +105,30 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
             summary = _conclude(job, outcome, tracker)
             tracker.close("FINISHED" if summary.status == "finished" else "KILLED")
     return summary
+
+
+def check_resources(scaling: ScalingSection, available: Mapping[str, float]) -> None:
+    """Refuse what Ray Train would wait for without end.
+
+    Args:
+        scaling: the workers to be placed.
+        available: `CPU` and `GPU` of the cluster, as Ray counts them.
+
+    Raises:
+        InputError: the workers need more.
+    """
+    wanted = (
+        ("CPU", scaling.cpus_per_worker, "scaling.cpus_per_worker or scaling.workers"),
+        ("GPU", int(scaling.use_gpu), "scaling.workers, or set scaling.use_gpu=false"),
+    )
+    for resource, each, keys in wanted:
+        needed, present = scaling.workers * each, available.get(resource, 0)
+        if needed > present:
+            raise InputError(
+                f"the workers need {needed} {resource}s, the cluster has {present:g}",
+                where="scaling",
+                fix=f"lower {keys}",
+            )
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
