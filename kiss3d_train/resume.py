@@ -13,7 +13,7 @@ from kiss3d_train.data.shards import ShardIndex
 from kiss3d_train.plan import adapted_modules
 
 RUN_FILE = "run.json"
-"""Marks a folder as a run's; holds its identity and its MLflow run."""
+"""Marks a folder as a run's; holds its identity, its MLflow run and where it started."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Start:
 
     Attributes:
         step: optimizer steps done already.
-        initial: a checkpoint outside run.dir to start from.
+        initial: a checkpoint outside run.dir that the run began with.
         tracking_run: MLflow run to go on with.
     """
 
@@ -59,7 +59,7 @@ def decide_start(config: TrainConfig, identity: Identity) -> Start:
     if not (run_dir / RUN_FILE).is_file():
         _require_empty(run_dir)
         return Start()
-    tracking_run = _check_run_file(run_dir / RUN_FILE, identity)
+    tracking_run, initial = _check_run_file(run_dir / RUN_FILE, identity)
     folder = checkpoints_of(config)
     newest = checkpoint.load_newest(folder)
     if newest is None and checkpoint.has_checkpoints(folder):
@@ -69,12 +69,14 @@ def decide_start(config: TrainConfig, identity: Identity) -> Start:
             fix="delete them to start from the beginning",
         )
     if newest is None:
-        return Start(tracking_run=tracking_run)
+        return (
+            _from_path(initial, identity, tracking_run) if initial else Start(0, None, tracking_run)
+        )
     checkpoint.require_same(newest.identity, identity, newest.path)
-    return Start(newest.step, tracking_run=newest.tracking_run or tracking_run)
+    return Start(newest.step, initial, newest.tracking_run or tracking_run)
 
 
-def _from_path(path: Path, identity: Identity) -> Start:
+def _from_path(path: Path, identity: Identity, tracking_run: str | None = None) -> Start:
     try:
         found: Checkpoint = checkpoint.load(path)
     except BrokenCheckpointError as error:
@@ -84,20 +86,22 @@ def _from_path(path: Path, identity: Identity) -> Start:
             fix="give a folder such as runs/x/checkpoints/step-00000500",
         ) from error
     checkpoint.require_same(found.identity, identity, path)
-    return Start(found.step, initial=path)
+    return Start(found.step, path, tracking_run)
 
 
-def _check_run_file(path: Path, identity: Identity) -> str:
+def _check_run_file(path: Path, identity: Identity) -> tuple[str, Path | None]:
+    """The MLflow run and the initial checkpoint of the run that left the file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found = Identity(**record["identity"] | {"modules": tuple(record["identity"]["modules"])})
         tracking_run = str(record["tracking_run"])
+        initial = Path(record["initial"]) if record["initial"] else None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             "this file was not written by a training run", where=path, fix="choose another run.dir"
         ) from error
     checkpoint.require_same(found, identity, path)
-    return tracking_run
+    return tracking_run, initial
 
 
 def _require_empty(run_dir: Path) -> None:

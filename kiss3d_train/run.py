@@ -175,6 +175,7 @@ def _write_run_file(config: TrainConfig, job: Job) -> None:
     encoder = read_encoder(job.latents)
     record = {
         "tracking_run": job.tracking_run,
+        "initial": None if job.initial is None else str(job.initial),
         "identity": asdict(job.identity),
         "data": {"shards": str(config.data.shards), "digest": job.identity.data},
         "encoder": encoder.model_dump(mode="json"),

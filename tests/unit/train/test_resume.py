@@ -19,9 +19,18 @@ def config_of(run_dir: Path, resume: str = "auto") -> TrainConfig:
     return tiny_config({"run.dir": str(run_dir), "run.resume": resume})
 
 
-def make_run(run_dir: Path, steps: tuple[int, ...], identity: Identity = IDENTITY) -> None:
+def make_run(
+    run_dir: Path,
+    steps: tuple[int, ...],
+    identity: Identity = IDENTITY,
+    initial: Path | None = None,
+) -> None:
     run_dir.mkdir()
-    record = {"tracking_run": "run-1", "identity": dataclasses.asdict(identity)}
+    record = {
+        "tracking_run": "run-1",
+        "initial": initial and str(initial),
+        "identity": dataclasses.asdict(identity),
+    }
     (run_dir / RUN_FILE).write_text(json.dumps(record))
     for step in steps:
         checkpoint.save(run_dir / "checkpoints", step, state_of(step), identity, "run-1", keep=9)
@@ -78,3 +87,19 @@ def test_a_given_checkpoint_starts_a_new_run(tmp_path: Path) -> None:
         decide_start(config_of(tmp_path / "branch", str(path)), OTHER)
     with pytest.raises(InputError, match="not an intact checkpoint"):
         decide_start(config_of(tmp_path / "branch", str(path.parent)), IDENTITY)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_from_the_given_one_again(
+    tmp_path: Path,
+) -> None:
+    make_run(tmp_path / "run", (3,))
+    path = tmp_path / "run/checkpoints/step-00000003"
+    make_run(tmp_path / "branch", (), initial=path)
+    start = decide_start(config_of(tmp_path / "branch"), IDENTITY)
+    assert start == Start(step=3, initial=path, tracking_run="run-1")
+
+
+def test_a_runs_own_checkpoint_goes_before_the_given_one(tmp_path: Path) -> None:
+    make_run(tmp_path / "branch", (5,), initial=tmp_path / "step-00000003")
+    start = decide_start(config_of(tmp_path / "branch"), IDENTITY)
+    assert start == Start(step=5, initial=tmp_path / "step-00000003", tracking_run="run-1")
