@@ -70,7 +70,7 @@ class Dispatcher:
             try:
                 task = await asyncio.to_thread(self._store.claim)
                 if task:
-                    await self._lead(task)
+                    await self._lead_or_release(task)
                     await asyncio.to_thread(self._prune)
                 else:
                     await asyncio.sleep(_POLL_SECONDS)
@@ -78,6 +78,13 @@ class Dispatcher:
                 # A full disk or a locked table must not end the worker for good.
                 logger.exception("the dispatcher stumbled")
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _lead_or_release(self, task: Task) -> None:
+        try:
+            await self._lead(task)
+        except asyncio.CancelledError:
+            self._store.release(task)
+            raise
 
     async def _lead(self, task: Task) -> None:
         result: dict[str, Any] = {"measurements": {}, "seconds": {}, "warnings": []}
@@ -95,16 +102,22 @@ class Dispatcher:
                 result["warnings"] += outcome.warnings
                 if problem := outcome.problem:
                     break
-        except asyncio.CancelledError:
-            self._store.release(task)
-            raise
         except Exception:
             logger.exception("task %s lost its worker", task.id)
             problem = "the worker process died; try again"
         if problem:
-            await asyncio.to_thread(self._store.fail, task, problem, result)
+            await self._insist(self._store.fail, task, problem, result)
         else:
-            await asyncio.to_thread(self._store.succeed, task, result)
+            await self._insist(self._store.succeed, task, result)
+
+    async def _insist(self, write: Callable[..., None], *values: object) -> None:
+        """Write how a task ended; without it the task would look as if it ran for ever."""
+        while True:
+            try:
+                return await asyncio.to_thread(write, *values)
+            except Exception:
+                logger.exception("the end of a task cannot be written; trying again")
+                await asyncio.sleep(_RETRY_SECONDS)
 
     def _prune(self) -> None:
         dropped = self._assets.over_budget(

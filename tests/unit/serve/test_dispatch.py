@@ -1,11 +1,14 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
+from kiss3d_infer.serve import dispatch
 from kiss3d_infer.serve.assets import MESH, AssetStore, new_task_id
 from kiss3d_infer.serve.config import QueueConfig
 from kiss3d_infer.serve.dispatch import Dispatcher, Engine
@@ -124,6 +127,50 @@ def test_a_lost_worker_fails_its_task_and_the_next_one_still_runs(
         await until(store, second, "succeeded")
 
     run(Dispatcher(store, assets, {"mesh": dies_once}, 1, FAST), steps)
+
+
+class UnwritableStore(TaskStore):
+    """Cannot write how a task ended, the first `failures` times."""
+
+    failures = 0
+
+    def succeed(self, task: Task, result: Mapping[str, Any]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        super().succeed(task, result)
+
+
+def test_the_end_of_a_task_is_written_once_the_disk_has_room_again(
+    tmp_path: Path, assets: AssetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_RETRY_SECONDS", 0.01)
+    store = UnwritableStore(tmp_path / "tasks.sqlite3")
+    store.failures = 2
+    task_id = add(store)
+
+    async def steps() -> None:
+        task = await until(store, task_id, "succeeded")
+        assert task.attempt == 1
+        assert store.failures == 0
+
+    run(Dispatcher(store, assets, {"mesh": returning(StageResult())}, 1, FAST), steps)
+
+
+def test_stopping_puts_back_a_task_whose_end_cannot_be_written(
+    tmp_path: Path, assets: AssetStore
+) -> None:
+    store = UnwritableStore(tmp_path / "tasks.sqlite3")
+    store.failures = 10**6
+    task_id = add(store)
+
+    async def steps() -> None:
+        while store.failures == 10**6:
+            await asyncio.sleep(0.01)
+
+    run(Dispatcher(store, assets, {"mesh": returning(StageResult())}, 1, FAST), steps, 0)
+    task = store.get(task_id)
+    assert task and task.status == "queued"
 
 
 def test_stopping_waits_for_a_running_task_within_the_grace(
