@@ -76,8 +76,9 @@ def render_source(
     """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
 
     The description is written last: where it stands, the sample is whole. A run over the same
-    folder keeps whole samples of the same settings and tries quarantined meshes again. The bytes do
-    not depend on the number of workers, and Ctrl-C leaves nothing that a later run would mistake.
+    folder keeps whole samples of the same settings and unchanged meshes, and tries quarantined
+    meshes again. The bytes do not depend on the number of workers, and Ctrl-C leaves nothing that a
+    later run would mistake. Several sources may share a folder, one job after the other.
 
     Args:
         spec: see `open_source`.
@@ -90,9 +91,10 @@ def render_source(
     Raises:
         InputError: no such source, or `out` cannot be written.
     """
-    items = open_source(spec).items()[:limit]
+    source = open_source(spec)
+    items = source.items()[:limit]
     job = RenderJob(str(_absolute(spec)), writable_folder(out).resolve(), tile, layout)
-    missing = [item for item in items if not _is_whole(job, item)]
+    missing = [item for item in items if not _is_whole(job, source, item)]
     quarantine = _Quarantine(out / QUARANTINE_NAME)
     began = time.monotonic()
     try:
@@ -119,15 +121,25 @@ def _absolute(spec: str) -> str | Path:
     return path.resolve() if path.exists() else spec
 
 
-def _is_whole(job: RenderJob, item: MeshItem) -> bool:
-    """Whether the sample exists with the job's settings."""
+def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
+    """Whether the sample exists, made from this very mesh with the job's settings."""
     picture, description = _paths(job, item)
     try:
         meta = json.loads(description.read_bytes())
-    except (FileNotFoundError, ValueError):
+        made_from = _made_from(job, source, item)
+    except (OSError, ValueError, InputError):
         return False
-    settings = {"tile": job.tile, "layout": job.layout.model_dump(mode="json")}
-    return picture.is_file() and all(meta.get(name) == value for name, value in settings.items())
+    is_same = isinstance(meta, dict) and made_from.items() <= meta.items()
+    return is_same and picture.is_file()
+
+
+def _made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, Any]:
+    """All that a sample depends on, as its description records it."""
+    return {
+        "fingerprint": source.fingerprint(item),
+        "tile": job.tile,
+        "layout": job.layout.model_dump(mode="json"),
+    }
 
 
 def _paths(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
@@ -217,14 +229,17 @@ def render_item(job: RenderJob, item: MeshItem) -> Record | None:
         InputError: the sample cannot be written.
     """
     source: MeshSource = _source(job.spec)
+    # From here on no description vouches for an older sample, even if the mesh is now at fault.
+    _paths(job, item)[1].unlink(missing_ok=True)
     try:
+        made_from = _made_from(job, source, item)
         item = source.describe(item)
         mesh, bundle, measurements = _rendered(source.load(item), job)
     except InputError as error:
         return _record(item, error.what)
     except Exception as error:
         return _record(item, f"{type(error).__name__}: {error}"[:500])
-    _write_sample(job, item, mesh, bundle, measurements)
+    _write_sample(job, item, mesh, bundle, made_from | {"measurements": measurements})
     return None
 
 
@@ -243,7 +258,7 @@ def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, flo
 
 
 def _write_sample(
-    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, measurements: dict[str, float]
+    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, made: dict[str, Any]
 ) -> None:
     from kiss3d_infer.bundle.image import encode_image
 
@@ -255,13 +270,9 @@ def _write_sample(
         "mesh_sha256": mesh_sha256(mesh),
         "num_faces": len(mesh.faces),
         "bundle_sha256": sha256_of(image),
-        "tile": job.tile,
-        "layout": job.layout.model_dump(mode="json"),
-        "measurements": measurements,
+        **made,
         "kiss3d_version": __version__,
     }
-    # While the picture changes there must be no description that vouches for it.
-    description.unlink(missing_ok=True)
     with writing(picture) as aside:
         aside.write_bytes(image)
     with writing(description) as aside:

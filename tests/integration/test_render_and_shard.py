@@ -114,6 +114,50 @@ def test_bad_meshes_are_quarantined_once_and_the_job_goes_on(tmp_path: Path) -> 
     assert "nan.obj" not in (out / "quarantine.jsonl").read_text()
 
 
+def test_a_broken_library_or_sidecar_stops_nothing(tmp_path: Path) -> None:
+    source, out = tmp_path / "meshes", tmp_path / "out"
+    source.mkdir()
+    (source / "a.sh3f").write_bytes(b"no zip")
+    for name in ("b", "c"):
+        save_mesh(make(0).mesh(), source / f"{name}.glb")
+    (source / "b.json").write_text('{"caption": 3}')
+    assert _counts(render_source(str(source), out, tile=32)) == (1, 0, 2)
+    records = (json.loads(line) for line in (out / "quarantine.jsonl").open())
+    reasons = {record["locator"]: record["reason"] for record in records}
+    assert set(reasons) == {"a.sh3f#", "b.glb"}
+    assert "not a Sweet Home 3D furniture library" in reasons["a.sh3f#"]
+    assert "'caption'" in reasons["b.glb"]
+
+
+def test_two_folders_share_an_output_without_loss(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for index, name in enumerate(("A", "B")):
+        (tmp_path / name).mkdir()
+        save_mesh(make(index).mesh(), tmp_path / name / "chair.glb")
+        assert _counts(render_source(str(tmp_path / name), out, tile=32)) == (1, 0, 0)
+    descriptions = [json.loads(path.read_bytes()) for path in out.glob("*.json")]
+    assert {meta["source"] for meta in descriptions} == {"A", "B"}
+    assert len({meta["bundle_sha256"] for meta in descriptions}) == 2
+
+
+def test_an_edited_mesh_or_sidecar_is_rendered_again(tmp_path: Path) -> None:
+    source, out = tmp_path / "meshes", tmp_path / "out"
+    source.mkdir()
+    save_mesh(make(0).mesh(), source / "a.glb")
+    save_mesh(make(1).mesh(), source / "b.glb")
+    assert _counts(render_source(str(source), out, tile=32)) == (2, 0, 0)
+    save_mesh(make(2).mesh(), source / "a.glb")
+    assert _counts(render_source(str(source), out, tile=32)) == (1, 1, 0)
+    (source / "a.json").write_text('{"caption": "something else"}')
+    assert _counts(render_source(str(source), out, tile=32)) == (1, 1, 0)
+    captions = {json.loads(path.read_bytes())["caption"] for path in out.glob("*.json")}
+    assert captions == {"something else", "a b"}
+    (source / "a.glb").write_bytes(b"")
+    assert _counts(render_source(str(source), out, tile=32)) == (0, 1, 1)
+    # What was rendered from the mesh before it broke is no sample any more.
+    assert len(write_shards(out, tmp_path / "shards").shards) == 1
+
+
 def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):

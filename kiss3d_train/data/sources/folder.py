@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.item import MeshItem, make_key
@@ -18,6 +19,8 @@ from kiss3d_train.data.sources.sweethome import SweetHomeSource
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 LIBRARY_SUFFIX = ".sh3f"
+_COMPANIONS = (".json", ".mtl", ".bin")
+"""Sidecar, materials and buffers that go by the mesh's name."""
 
 _library = lru_cache(maxsize=8)(SweetHomeSource)
 
@@ -36,57 +39,86 @@ class Sidecar(Config):
 class FolderSource:
     """GLB, glTF, OBJ, PLY and STL files, and Sweet Home 3D libraries, under one folder.
 
-    Without a sidecar the name is the file's name and the category its folder's.
+    Without a sidecar the name is the file's name and the category its folder's. A key depends on
+    the folder's name and on the path inside it: the same on every machine, but folders of the same
+    name should be rendered into folders of their own.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def items(self) -> Sequence[MeshItem]:
-        """All items, ordered by path.
+        """All items, ordered by path; a library that cannot be read is one item, to fail on load.
 
         Raises:
-            InputError: the folder holds no mesh, or a sidecar or a library is wrong.
+            InputError: the folder holds no mesh.
         """
         found: list[MeshItem] = []
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() in SUFFIXES:
                 found.append(self._found(path))
             elif path.suffix.lower() == LIBRARY_SUFFIX:
-                name = path.relative_to(self.folder).as_posix()
-                found += [
-                    replace(item, locator=f"{name}#{item.locator}")
-                    for item in _library(path).items()
-                ]
+                found += self._models(path)
         if not found:
             kinds = ", ".join((*SUFFIXES, LIBRARY_SUFFIX))
             raise InputError("no meshes in the folder", where=self.folder, fix=f"put {kinds} there")
         return found
 
     def describe(self, item: MeshItem) -> MeshItem:
-        """The item itself: names and sidecars have told everything."""
-        return item
+        """The item with what its sidecar says.
+
+        Raises:
+            InputError: the sidecar is wrong.
+        """
+        if self._in_library(item):
+            return item
+        sidecar = _read_sidecar((self.folder / item.locator).with_suffix(".json"))
+        return replace(item, **{name: value for name, value in sidecar if value})
+
+    def fingerprint(self, item: MeshItem) -> str:
+        """Of the files' bytes; of textures only those inside them or in a library."""
+        if found := self._in_library(item):
+            return found[0].fingerprint(found[1])
+        path = self.folder / item.locator
+        beside = [path.with_suffix(suffix) for suffix in _COMPANIONS]
+        digests = [sha256_of(file) if file.is_file() else "" for file in (path, *beside)]
+        return sha256_of(" ".join(digests).encode())
 
     def load(self, item: MeshItem) -> Mesh:
         """Read the item's mesh."""
-        library, _, number = item.locator.rpartition("#")
-        if library.lower().endswith(LIBRARY_SUFFIX):
-            return _library(self.folder / library).load(replace(item, locator=number))
+        if found := self._in_library(item):
+            return found[0].load(found[1])
         return load_mesh(self.folder / item.locator)
+
+    def _in_library(self, item: MeshItem) -> tuple[SweetHomeSource, MeshItem] | None:
+        """The item's library and the item as that knows it, unless it is a file."""
+        library, _, number = item.locator.rpartition("#")
+        if not library.lower().endswith(LIBRARY_SUFFIX):
+            return None
+        return _library(self.folder / library), replace(item, locator=number)
+
+    def _models(self, path: Path) -> list[MeshItem]:
+        try:
+            models = _library(path).items()
+        except InputError:
+            models = [replace(self._found(path), locator="")]
+        name = path.relative_to(self.folder).as_posix()
+        return [replace(model, locator=f"{name}#{model.locator}") for model in models]
 
     def _found(self, path: Path) -> MeshItem:
         relative = path.relative_to(self.folder)
-        sidecar = _read_sidecar(path.with_suffix(".json"))
+        names = relative.with_suffix("").parts[-2:]
+        folder = self.folder.resolve().name
         parent = "" if relative.parent == Path() else relative.parent.name
         return MeshItem(
-            key=make_key(*relative.with_suffix("").parts[-2:], unique=relative.as_posix()),
-            name=sidecar.name or path.stem,
-            caption=sidecar.caption,
-            category=sidecar.category or parent,
-            tags=sidecar.tags,
-            source=self.folder.resolve().name,
-            licence=sidecar.licence,
-            author=sidecar.author,
+            key=make_key(*names, unique=f"{folder}/{relative.as_posix()}"),
+            name=path.stem,
+            caption=None,
+            category=parent,
+            tags=(),
+            source=folder,
+            licence=None,
+            author=None,
             locator=relative.as_posix(),
         )
 

@@ -17,7 +17,8 @@ class MeshItem:
     """One mesh of a source, described without reading its geometry."""
 
     key: str
-    """Unique in its source, fit for a file name: letters, digits, "-" and "_", no dot."""
+    """Unique in its source, and among sources of other names; fit for a file name: letters, digits,
+    "-" and "_", no dot."""
     name: str
     """What it shows, in the source's words."""
     caption: str | None
@@ -41,6 +42,10 @@ class MeshSource(Protocol):
 
     def describe(self, item: MeshItem) -> MeshItem:
         """The item with what only its content tells, such as an exact caption."""
+        ...
+
+    def fingerprint(self, item: MeshItem) -> str:
+        """Changes when the item's mesh or its description does; needs no parsing of the mesh."""
         ...
 
     def load(self, item: MeshItem) -> Mesh:

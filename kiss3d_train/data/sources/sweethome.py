@@ -8,6 +8,7 @@ with its front towards +z, which is the frame used here.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import zipfile
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.item import MeshItem, make_key
@@ -47,11 +49,20 @@ class SweetHomeSource:
         """The item itself: the catalogue has told everything."""
         return item
 
+    def fingerprint(self, item: MeshItem) -> str:
+        """Of the model's catalogue entries and of the checksums of its files."""
+        number = item.locator
+        entries = self._catalogue.items()
+        said = [(key, value) for key, value in entries if key.partition("#")[2] in ("", number)]
+        beside = self._folders.get(self._model(number).parent, [])
+        files = [(file.filename, file.file_size, file.CRC) for file in beside]
+        return sha256_of(json.dumps([said, files]).encode())
+
     def load(self, item: MeshItem) -> Mesh:
         """Read a model, turned and scaled as the catalogue says."""
         number = item.locator
         with tempfile.TemporaryDirectory(prefix="kiss3d-sh3f-") as folder:
-            mesh = load_mesh(self._unpacked(self._property("model", number), Path(folder)))
+            mesh = load_mesh(self._unpacked(self._model(number), Path(folder)))
         return self._scaled(self._turned(mesh, number), number)
 
     @cached_property
@@ -94,15 +105,23 @@ class SweetHomeSource:
             locator=number,
         )
 
-    def _unpacked(self, model: str, folder: Path) -> Path:
-        """Copy the model's own folder, and nothing else, into `folder`; return the model there."""
-        member = PurePosixPath(model.lstrip("/"))
+    @cached_property
+    def _folders(self) -> dict[PurePosixPath, list[zipfile.ZipInfo]]:
+        """The library's files by folder."""
+        folders: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
         with zipfile.ZipFile(self.path) as archive:
-            beside = [
-                entry
-                for entry in archive.infolist()
-                if not entry.is_dir() and PurePosixPath(entry.filename).parent == member.parent
-            ]
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    folders.setdefault(PurePosixPath(entry.filename).parent, []).append(entry)
+        return folders
+
+    def _model(self, number: str) -> PurePosixPath:
+        return PurePosixPath(self._property("model", number).lstrip("/"))
+
+    def _unpacked(self, member: PurePosixPath, folder: Path) -> Path:
+        """Copy the model's own folder, and nothing else, into `folder`; return the model there."""
+        beside = self._folders.get(member.parent, [])
+        with zipfile.ZipFile(self.path) as archive:
             if sum(entry.file_size for entry in beside) > MAX_MODEL_BYTES:
                 raise InputError("the model's files are too large", where=f"{self.path}:{member}")
             for entry in beside:

@@ -80,7 +80,10 @@ def test_a_sidecar_describes_its_mesh(tmp_path: Path) -> None:
     save_mesh(make(0).mesh(), tmp_path / "x1.ply")
     sidecar = {"caption": "a purple chair", "licence": "CC0", "author": "Ada", "tags": ["seat"]}
     (tmp_path / "x1.json").write_text(json.dumps(sidecar))
-    (item,) = open_source(str(tmp_path)).items()
+    source = open_source(str(tmp_path))
+    (item,) = source.items()
+    item = source.describe(item)
+    assert item.name == "x1"
     assert (item.caption, item.licence, item.author) == ("a purple chair", "CC0", "Ada")
     assert item.tags == ("seat",)
 
@@ -92,8 +95,10 @@ def test_a_sidecar_describes_its_mesh(tmp_path: Path) -> None:
 def test_a_wrong_sidecar_is_named(tmp_path: Path, text: str, message: str) -> None:
     save_mesh(make(0).mesh(), tmp_path / "x.ply")
     (tmp_path / "x.json").write_text(text)
+    source = open_source(str(tmp_path))
+    (item,) = source.items()
     with pytest.raises(InputError, match=message) as error:
-        open_source(str(tmp_path)).items()
+        source.describe(item)
     assert "x.json" in str(error.value)
 
 
@@ -146,6 +151,42 @@ def test_a_folder_holds_libraries_too(tmp_path: Path) -> None:
     items = source.items()
     assert [item.name for item in items] == ["Chair", "Bill 10\u20ac", "x"]
     assert torch.isfinite(source.load(items[0]).vertices).all()
+
+
+def test_folders_of_other_names_have_other_keys(tmp_path: Path) -> None:
+    keys = set()
+    for name in ("first/A", "second/B", "third/A"):
+        (tmp_path / name).mkdir(parents=True)
+        save_mesh(make(0).mesh(), tmp_path / name / "chair.ply")
+        keys |= {item.key for item in open_source(str(tmp_path / name)).items()}
+    # The folder's own name counts, and not where it lies: keys are the same on every machine.
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("edited", ["a.obj", "a.mtl", "a.json"])
+def test_a_fingerprint_tells_an_edited_mesh(tmp_path: Path, edited: str) -> None:
+    for name in ("a.obj", "b.obj"):
+        (tmp_path / name).write_text(TRIANGLE)
+    source = open_source(str(tmp_path))
+    before = [source.fingerprint(item) for item in source.items()]
+    (tmp_path / edited).write_text("# another content of the same mesh")
+    after = [source.fingerprint(item) for item in source.items()]
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_a_fingerprint_tells_an_edited_model_of_a_library(tmp_path: Path) -> None:
+    def fingerprints(name: str, catalogue: str = CATALOGUE, **members: str) -> list[str]:
+        (tmp_path / name).mkdir()
+        _library(tmp_path / name / "test.sh3f", catalogue, **members)
+        source = open_source(str(tmp_path / name))
+        return [source.fingerprint(item) for item in source.items()]
+
+    chair, bill = fingerprints("before")
+    assert fingerprints("same") == [chair, bill]
+    turned = fingerprints("turned", CATALOGUE.replace("width#1=40", "width#1=41"))
+    assert turned[0] != chair and turned[1] == bill
+    painted = fingerprints("painted", **{"test/chair/chair.mtl": "newmtl a\nKd 0 1 0\n"})
+    assert painted[0] != chair and painted[1] == bill
 
 
 def test_members_never_leave_the_temporary_folder(tmp_path: Path) -> None:

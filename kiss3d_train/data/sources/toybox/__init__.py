@@ -59,6 +59,10 @@ class ToyboxSource:
         toy = _make_once(int(item.locator), self.seed)
         return replace(item, name=toy.name, caption=toy.caption, category=toy.category)
 
+    def fingerprint(self, item: MeshItem) -> str:
+        """The key: seed and index tell everything."""
+        return item.key
+
     def load(self, item: MeshItem) -> Mesh:
         """Build the item's mesh."""
         return _make_once(int(item.locator), self.seed).mesh()
