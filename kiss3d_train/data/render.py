@@ -94,6 +94,8 @@ def render_source(
     source = open_source(spec)
     items = source.items()[:limit]
     job = RenderJob(str(_absolute(spec)), writable_folder(out).resolve(), tile, layout)
+    for left_by_a_kill in job.out.glob(".*.partial.*"):
+        left_by_a_kill.unlink(missing_ok=True)
     missing = [item for item in items if not _is_whole(job, source, item)]
     quarantine = _Quarantine(out / QUARANTINE_NAME)
     began = time.monotonic()

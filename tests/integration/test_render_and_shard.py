@@ -158,6 +158,16 @@ def test_an_edited_mesh_or_sidecar_is_rendered_again(tmp_path: Path) -> None:
     assert len(write_shards(out, tmp_path / "shards").shards) == 1
 
 
+def test_what_a_kill_left_is_cleared_away_and_never_packed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    render_source("toybox:2", out, tile=32)
+    (out / ".toybox-0-0000001.7.abc.partial.json").write_text("{")
+    (out / ".toybox-0-0000001.bundle.7.abc.partial.png").write_bytes(b"half")
+    assert sum(write_shards(out, tmp_path / "shards").counts("train")) == 1
+    assert _counts(render_source("toybox:2", out, tile=32)) == (0, 2, 0)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):

@@ -91,7 +91,8 @@ def write_shards(
 def _rendered_samples(folder: Path) -> list[dict[str, Any]]:
     """The descriptions of all whole samples, ordered by the hash of their key."""
     samples = []
-    for path in folder.glob("*.json"):
+    # Hidden files were being written when a render job was killed.
+    for path in folder.glob("[!.]*.json"):
         try:
             meta = json.loads(path.read_bytes())
             complete = meta["key"] == path.stem and isinstance(meta["tile"], int)
