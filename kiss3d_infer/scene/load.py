@@ -31,7 +31,7 @@ class MeshLimits:
     num_bytes: int = 512 * 2**20  # of the file; decoded arrays may take twice that
     num_vertices: int = 4_000_000
     num_faces: int = 4_000_000
-    num_texels: int = 64 * 2**20  # of one texture
+    num_texels: int = 128 * 2**20  # of all textures together
 
 
 DEFAULT_LIMITS = MeshLimits()
@@ -83,8 +83,9 @@ def _load(source: Path | bytes, file_type: str, limits: MeshLimits) -> Mesh:
         raise InputError(f"the file has {num_bytes} bytes, at most {limits.num_bytes} are read")
     _check_limits(declared_size(source, file_type), limits)
     scene = _read_scene(source, file_type)
+    palette = _Palette(file_type, limits.num_texels)
     parts = [
-        _converted(geometry, np.asarray(transform), file_type, limits)
+        _converted(geometry, np.asarray(transform), palette)
         for geometry, transform in _instances(scene, limits)
     ]
     if not parts:
@@ -150,7 +151,7 @@ def _instances(scene: Any, limits: MeshLimits) -> Iterator[tuple[Any, Any]]:
     yield from meshes
 
 
-def _converted(geometry: Any, transform: Any, file_type: str, limits: MeshLimits) -> Mesh:
+def _converted(geometry: Any, transform: Any, palette: "_Palette") -> Mesh:
     vertices, faces = np.asarray(geometry.vertices, np.float64), np.asarray(geometry.faces)
     if not np.isfinite(vertices).all() or np.abs(vertices).max() > _MAX_COORDINATE:
         raise InputError("the mesh has coordinates that are not finite", fix="repair the mesh")
@@ -166,7 +167,7 @@ def _converted(geometry: Any, transform: Any, file_type: str, limits: MeshLimits
         faces=torch.from_numpy(np.array(faces, np.int32)),
         normals=_normals(geometry, transform),
     )
-    return _painted(mesh, geometry, file_type, limits)
+    return _painted(mesh, geometry, palette)
 
 
 def _normals(geometry: Any, transform: Any) -> Tensor | None:
@@ -182,18 +183,17 @@ def _normals(geometry: Any, transform: Any) -> Tensor | None:
     return _tensor(normals / length)
 
 
-def _painted(mesh: Mesh, geometry: Any, file_type: str, limits: MeshLimits) -> Mesh:
+def _painted(mesh: Mesh, geometry: Any, palette: "_Palette") -> Mesh:
     import trimesh
 
-    visual = geometry.visual
+    visual, file_type = geometry.visual, palette.file_type
     if isinstance(visual, trimesh.visual.TextureVisuals):
         colors = visual.vertex_attributes.get("color")
-        material = _material(visual.material, file_type, limits)
         return replace(
             mesh,
             uv=_uv(visual.uv, len(mesh.vertices)),
             vertex_colors=None if colors is None else _vertex_colors(colors, file_type),
-            materials=(material,),
+            materials=(palette.material(visual.material),),
         )
     if visual.kind == "vertex":
         return replace(mesh, vertex_colors=_vertex_colors(visual.vertex_colors, file_type))
@@ -208,40 +208,67 @@ def _painted(mesh: Mesh, geometry: Any, file_type: str, limits: MeshLimits) -> M
     return mesh
 
 
-def _material(material: Any, file_type: str, limits: MeshLimits) -> Material:
-    """A trimesh material as ours; an OBJ's diffuse colour gives way to its texture."""
-    if file_type in _LINEAR_COLORS:
-        image, factor = material.baseColorTexture, material.baseColorFactor
-        is_blended = material.alphaMode == "BLEND"
-    else:
-        image, factor, is_blended = getattr(material, "image", None), material.main_color, True
-    texture = None if image is None else _texture(image, limits)
-    rgba = np.ones(4) if factor is None else np.asarray(factor, np.float64) / 255
-    red, green, blue = rgba[:3]
-    if file_type in _LINEAR_COLORS:
-        red, green, blue = to_srgb(torch.from_numpy(rgba[:3])).tolist()
-    elif texture is not None:
-        red = green = blue = 1.0
-    opacity = float(rgba[3])
-    if dissolve := getattr(material, "kwargs", {}).get("d"):
-        opacity = float(dissolve[0])
-    name = str(getattr(material, "name", None) or UNPAINTED.name)
-    color = (float(red), float(green), float(blue))
-    return Material(name, color, texture, opacity if is_blended else 1.0)
+class _Palette:
+    """The materials of one file: each made once, each picture decoded once, for all parts in it.
+
+    Args:
+        file_type: of the mesh file.
+        max_texels: of all pictures together.
+    """
+
+    def __init__(self, file_type: str, max_texels: int) -> None:
+        self.file_type = file_type
+        self._texels_left = max_texels
+        self._materials: dict[int, Material] = {}
+        self._textures: dict[object, Tensor] = {}
+
+    def material(self, material: Any) -> Material:
+        """A trimesh material as ours; an OBJ's diffuse colour gives way to its texture."""
+        if id(material) not in self._materials:  # the scene keeps it alive, so the id stays its own
+            self._materials[id(material)] = self._converted(material)
+        return self._materials[id(material)]
+
+    def _converted(self, material: Any) -> Material:
+        if self.file_type in _LINEAR_COLORS:
+            image, factor = material.baseColorTexture, material.baseColorFactor
+            is_blended = material.alphaMode == "BLEND"
+        else:
+            image, factor, is_blended = getattr(material, "image", None), material.main_color, True
+        texture = None if image is None else self._texture(image)
+        rgba = np.ones(4) if factor is None else np.asarray(factor, np.float64) / 255
+        red, green, blue = rgba[:3]
+        if self.file_type in _LINEAR_COLORS:
+            red, green, blue = to_srgb(torch.from_numpy(rgba[:3])).tolist()
+        elif texture is not None:
+            red = green = blue = 1.0
+        opacity = float(rgba[3])
+        if dissolve := getattr(material, "kwargs", {}).get("d"):
+            opacity = float(dissolve[0])
+        name = str(getattr(material, "name", None) or UNPAINTED.name)
+        color = (float(red), float(green), float(blue))
+        return Material(name, color, texture, opacity if is_blended else 1.0)
+
+    def _texture(self, image: Any) -> Tensor:
+        # For an OBJ, trimesh opens a picture anew for every material that names it.
+        file = image.info.get("file_path") if self.file_type == "obj" else None
+        key = file or id(image)
+        if key not in self._textures:
+            self._texels_left -= image.width * image.height
+            if self._texels_left < 0:
+                raise InputError("the textures have too many texels", fix="scale them down")
+            self._textures[key] = _decoded(image)
+        return self._textures[key]
 
 
-def _texture(image: Any, limits: MeshLimits) -> Tensor:
-    if image.width * image.height > limits.num_texels:
-        raise InputError(
-            f"a texture has {image.width}x{image.height} texels, too many", fix="scale it down"
-        )
+def _decoded(image: Any) -> Tensor:
+    """A PIL image as [H, W, 3] sRGB floats in [0, 1]."""
     try:
         pixels = np.array(image.convert("RGB"), np.float32)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(
             f"a texture cannot be read ({error})", fix="save it again as PNG or JPEG"
         ) from error
-    return torch.from_numpy(pixels) / 255
+    return torch.from_numpy(pixels).div_(255)
 
 
 def _uv(uv: Any, num_vertices: int) -> Tensor | None:

@@ -28,6 +28,7 @@ class Material:
 
 UNPAINTED = Material("unpainted", (0.8, 0.8, 0.8))
 """What a surface without any colour is drawn with."""
+_PAINTED = Material("painted")  # by its vertex colours alone
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Mesh:
             index = torch.zeros(len(self.faces), dtype=torch.int32)
         if self.materials:
             return self.materials, index
-        return (Material("painted") if self.vertex_colors is not None else UNPAINTED,), index
+        return (_PAINTED if self.vertex_colors is not None else UNPAINTED,), index
 
     def normalized(self) -> "Mesh":
         """The mesh centred on its bounding box and scaled to a longest half-extent of 1.
@@ -80,7 +81,8 @@ class Mesh:
     def concatenated(cls, meshes: Sequence["Mesh"]) -> "Mesh":
         """All meshes as one; what only some of them have is filled in for the others.
 
-        Normals are computed where they lack, texture coordinates become 0, vertex colours white.
+        Normals are computed where they lack, texture coordinates become 0, vertex colours white. A
+        material object that several meshes share stays one.
         """
         if len(meshes) == 1:
             return meshes[0]
@@ -89,13 +91,15 @@ class Mesh:
         has_normals = any(mesh.normals is not None for mesh in meshes)
         has_uv = any(mesh.uv is not None for mesh in meshes)
         has_colors = any(mesh.vertex_colors is not None for mesh in meshes)
-        faces, index, materials = [], [], list[Material]()
+        painted = [mesh.face_materials for mesh in meshes]
+        materials = {id(material): material for own, _ in painted for material in own}
+        places = {key: place for place, key in enumerate(materials)}
+        faces, index = [], []
         num_vertices = 0
-        for mesh in meshes:
-            own_materials, own_index = mesh.face_materials
+        for mesh, (own, own_index) in zip(meshes, painted, strict=True):
             faces.append(mesh.faces + num_vertices)
-            index.append(own_index + len(materials))
-            materials.extend(own_materials)
+            own_places = torch.tensor([places[id(material)] for material in own])
+            index.append(own_places[own_index.long()].int())
             num_vertices += len(mesh.vertices)
         return cls(
             vertices=torch.cat([mesh.vertices for mesh in meshes]),
@@ -110,7 +114,7 @@ class Mesh:
             if has_colors
             else None,
             material_index=torch.cat(index),
-            materials=tuple(materials),
+            materials=tuple(materials.values()),
         )
 
 

@@ -117,17 +117,20 @@ class _Surface:
     widths: list[int]  # of the attributes' three parts
     material_index: Tensor  # [F] int64
     base_colors: Tensor  # [M, 3]
-    textures: dict[int, Tensor]  # by material: [h, w, 3]
+    textures: dict[int, Tensor]  # by material: [h, w, 3]; materials may share one
 
     @classmethod
     def of(cls, mesh: Mesh, smooth: bool, widest: int, device: torch.device | str) -> "_Surface":
         corners = mesh.faces.flatten().long()
         materials, index = mesh.face_materials
-        textures = {
-            i: _linear_texture(material.texture, widest).to(device)
+        textured = {
+            i: material.texture
             for i, material in enumerate(materials)
             if material.texture is not None and mesh.uv is not None
         }
+        distinct = {id(texture): texture for texture in textured.values()}
+        linear = {key: _linear_texture(t, widest).to(device) for key, t in distinct.items()}
+        textures = {i: linear[id(texture)] for i, texture in textured.items()}
         nothing = torch.empty(len(corners), 0)
         colors = nothing if mesh.vertex_colors is None else to_linear(mesh.vertex_colors)[corners]
         uv = nothing if mesh.uv is None or not textures else mesh.uv[corners]

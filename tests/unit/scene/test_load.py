@@ -1,5 +1,6 @@
 """Reading mesh files: what is kept, and what is refused."""
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -125,6 +126,66 @@ def test_an_obj_keeps_its_materials_and_textures(tmp_path: Path) -> None:
     assert glass.base_color == pytest.approx((0.5, 0.25, 1.0), abs=0.01)
     assert glass.opacity == pytest.approx(0.4)
     assert mesh.material_index is not None and mesh.material_index.unique().tolist() == [0, 1]
+
+
+def shared_texture(num_nodes: int, size: int, num_images: int = 1) -> bytes:
+    """One triangle in many nodes and materials, which share a one-colour picture."""
+    picture = io.BytesIO()
+    Image.new("RGB", (size, size), (255, 0, 0)).save(picture, "PNG")
+    positions = np.eye(3, dtype=np.float32).tobytes()
+    binary = positions + np.eye(3, 2, dtype=np.float32).tobytes() + picture.getvalue()
+    header = gltf_header(3, bufferView=0)
+    header["accessors"].append({"componentType": 5126, "count": 3, "type": "VEC2", "bufferView": 1})
+    header["bufferViews"] = [
+        {"buffer": 0, "byteOffset": 0, "byteLength": 36},
+        {"buffer": 0, "byteOffset": 36, "byteLength": 24},
+        {"buffer": 0, "byteOffset": 60, "byteLength": len(binary) - 60},
+    ]
+    header["buffers"] = [{"byteLength": len(binary)}]
+    header["images"] = [{"bufferView": 2, "mimeType": "image/png"}] * num_images
+    header["textures"] = [{"source": i} for i in range(num_images)]
+    header["materials"] = [
+        {"name": name, "pbrMetallicRoughness": {"baseColorTexture": {"index": index}}}
+        for index in range(num_images)
+        for name in "ab"
+    ]
+    attributes = {"POSITION": 0, "TEXCOORD_0": 1}
+    header["meshes"] = [
+        {"primitives": [{"attributes": attributes, "material": i}]}
+        for i in range(len(header["materials"]))
+    ]
+    header["nodes"] = [
+        {"mesh": i % len(header["meshes"]), "translation": [i, 0, 0]} for i in range(num_nodes)
+    ]
+    header["scenes"] = [{"nodes": list(range(num_nodes))}]
+    return glb(header, binary)
+
+
+def test_a_texture_that_many_parts_share_is_decoded_once() -> None:
+    mesh = load_mesh(shared_texture(50, 64), "glb", limits=MeshLimits(num_texels=64 * 64))
+    assert len(mesh.faces) == 50
+    a, b = sorted(mesh.materials, key=lambda material: material.name)
+    assert (a.name, b.name) == ("a", "b")
+    assert a.texture is not None and a.texture is b.texture
+    assert mesh.material_index is not None and mesh.material_index.bincount().tolist() == [25, 25]
+
+
+def test_textures_are_limited_all_together() -> None:
+    three = shared_texture(6, 64, num_images=3)
+    assert len(load_mesh(three, "glb").materials) == 6
+    with pytest.raises(InputError, match="texels"):
+        load_mesh(three, "glb", limits=MeshLimits(num_texels=2 * 64 * 64))
+
+
+def test_obj_materials_that_name_one_picture_share_it(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2)).save(tmp_path / "atlas.png")
+    names = ("a", "b", "c")
+    (tmp_path / "a.mtl").write_text("".join(f"newmtl {n}\nmap_Kd atlas.png\n" for n in names))
+    faces = "".join(f"usemtl {n}\nf 1/1 2/2 3/3\n" for n in names)
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{TRIANGLE}vt 0 0\nvt 1 0\nvt 0 1\n{faces}")
+    mesh = load_mesh(tmp_path / "a.obj", limits=MeshLimits(num_texels=8))
+    assert len(mesh.materials) == 3
+    assert len({id(material.texture) for material in mesh.materials}) == 1
 
 
 def test_references_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ def test_concatenated_keeps_every_part_and_fills_in_what_is_missing() -> None:
     ]
 
 
+def test_concatenated_keeps_a_shared_material_one() -> None:
+    box = from_trimesh(trimesh.creation.box())
+    red, green = Material("red", (1.0, 0.0, 0.0)), Material("green", (0.0, 1.0, 0.0))
+    first = Mesh(box.vertices, box.faces, materials=(red,))
+    index = torch.arange(12, dtype=torch.int32) % 2
+    second = Mesh(box.vertices, box.faces, material_index=index, materials=(green, red))
+    joined = Mesh.concatenated([first, second])
+    assert [material.name for material in joined.materials] == ["red", "green"]
+    assert joined.material_index is not None
+    assert joined.material_index.tolist() == [0] * 12 + [1, 0] * 6
+
+
 def test_vertices_split_by_a_file_share_their_normal() -> None:
     sphere = trimesh.creation.icosphere(subdivisions=3)
     whole = from_trimesh(sphere)
