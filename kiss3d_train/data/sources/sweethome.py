@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +30,8 @@ CATALOGUE = "PluginFurnitureCatalog.properties"
 MAX_CATALOGUE_BYTES = 16 << 20
 MAX_MODEL_BYTES = 256 << 20
 """A model's files together, unpacked."""
+_UNREADABLE = (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What a damaged, encrypted or foreign zip makes `zipfile` raise."""
 
 
 class SweetHomeSource:
@@ -73,7 +76,7 @@ class SweetHomeSource:
                 if entry.file_size > MAX_CATALOGUE_BYTES:
                     raise InputError("the catalogue is too large", where=self.path)
                 text = archive.read(entry).decode("latin-1")
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"not a Sweet Home 3D furniture library: {error}",
                 where=self.path,
@@ -83,7 +86,8 @@ class SweetHomeSource:
 
     def _numbers(self) -> list[str]:
         numbers = [key.partition("#")[2] for key in self._catalogue if key.startswith("model#")]
-        return sorted(numbers, key=int)
+        # By value, without trusting that they are numbers.
+        return sorted(numbers, key=lambda number: (len(number), number))
 
     def _property(self, name: str, number: str) -> str:
         return self._catalogue.get(f"{name}#{number}", "").strip()
@@ -196,4 +200,6 @@ def _unescaped(text: str) -> str:
         code, letter = match.groups()
         return chr(int(code, 16)) if code else _ESCAPES.get(letter, letter)
 
-    return re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", replaced, text)
+    units = re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", replaced, text)
+    # Java writes characters beyond 16 bits as two escapes, which only together are one character.
+    return units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -222,6 +222,29 @@ def test_a_broken_library_is_refused(tmp_path: Path, content: bytes) -> None:
         open_source(str(tmp_path / "test.sh3f")).items()
 
 
+def test_damage_inside_a_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "test.sh3f"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("PluginFurnitureCatalog.properties", CATALOGUE)
+    data = bytearray(path.read_bytes())
+    data[80:120] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="not a Sweet Home 3D"):
+        open_source(str(path)).items()
+
+
+def test_a_model_without_a_number_is_a_model(tmp_path: Path) -> None:
+    catalogue = CATALOGUE.replace("#2", "#x").replace("#1", "#10") + "model#9=/gone/gone.obj\n"
+    source = open_source(str(_library(tmp_path / "test.sh3f", catalogue)))
+    assert [item.locator for item in source.items()] == ["9", "x", "10"]
+    assert len(source.load(source.items()[1]).faces) == 2
+
+
+def test_characters_beyond_16_bits_are_whole() -> None:
+    assert parse_properties("a=\\ud83e\\ude91") == {"a": "\N{CHAIR}"}
+    assert parse_properties("a=\\ud83e") == {"a": "\N{REPLACEMENT CHARACTER}"}
+
+
 def test_properties_are_parsed_as_java_does() -> None:
     text = "a = b\nc:d\ne f g\n! no\n  key\\ with\\ space = x \\\n   y\nu=\\u00e9\\t|\nempty\n"
     assert parse_properties(text) == {
