@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -39,6 +40,12 @@ from kiss3d_infer.serve.store import QueueFullError, Status, Task, TaskStore
 _RETRY_AFTER = {"Retry-After": "10"}
 _LINKS = {BUNDLE: "bundle", MESH: "mesh"}
 _MAX_VIEWS = 8
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises, depending on which part of an image is damaged."""
+
+
+class RefusedError(InputError):
+    """The request is at fault (422); any other InputError, e.g. of a full disk, is a 500."""
 
 
 def create_app(
@@ -140,16 +147,19 @@ def _submit(
     task_id = new_task_id()
     if store.counts()["queued"] >= config.queue.max_queued:
         raise _queue_full(config)
-    if isinstance(request, TextTo3D):
-        request = _with_defaults(request, config)
-    else:
-        _place_bundle(request, task_id, assets)
-    content = request.model_dump(mode="json")
     try:
+        if isinstance(request, TextTo3D):
+            request = _with_defaults(request, config)
+        else:
+            _place_bundle(request, task_id, assets)
+        content = request.model_dump(mode="json")
         return store.add(task_id, request.type, content, max_queued=config.queue.max_queued)
     except QueueFullError:
         assets.remove(task_id)
         raise _queue_full(config) from None
+    except Exception:
+        assets.remove(task_id)
+        raise
 
 
 def _queue_full(config: ServeConfig) -> HTTPException:
@@ -159,7 +169,7 @@ def _queue_full(config: ServeConfig) -> HTTPException:
 
 def _with_defaults(request: TextTo3D, config: ServeConfig) -> TextTo3D:
     if config.generator is None:
-        raise InputError("this server has no generator", where="type", fix="send bundle_to_mesh")
+        raise RefusedError("this server has no generator", where="type", fix="send bundle_to_mesh")
     missing = {
         name: getattr(config.generator, name)
         for name in ("tile", "steps", "guidance")
@@ -174,26 +184,27 @@ def _place_bundle(request: BundleToMesh, task_id: str, assets: AssetStore) -> No
     if request.bundle_of is not None:
         source = assets.path(request.bundle_of, BUNDLE)
         if not source.is_file():
-            raise InputError("no task of this id has a bundle", where="bundle_of")
+            raise RefusedError("no task of this id has a bundle", where="bundle_of")
         with writing(target) as aside:
             shutil.copyfile(source, aside)
         return
     try:
-        save_bundle(_checked_bundle(request.bundle or b""), target)
+        bundle = _checked_bundle(request.bundle or b"")
     except InputError as error:
-        raise InputError(error.what, where="bundle", fix=error.fix) from error
+        raise RefusedError(error.what, where="bundle", fix=error.fix) from error
+    save_bundle(bundle, target)
 
 
 def _checked_bundle(data: bytes) -> Bundle:
-    # The size stands in the header: a bomb is refused before its pixels are decoded.
     try:
+        # The size stands in the header: a bomb is refused before its pixels are decoded.
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
             width, height = picture.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError("the bundle must be a PNG or WebP image") from error
-    if max(width // _MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
-        raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
-    bundle = load_bundle(data)
+        if max(width // _MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
+            raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
+        bundle = load_bundle(data)
+    except _BROKEN_IMAGE as error:
+        raise InputError("the bundle must be an undamaged PNG or WebP image") from error
     if validate(bundle).measurements["empty_tiles"] == bundle.layout.num_views:
         raise InputError("the bundle is empty: every tile is white")
     return bundle
@@ -234,8 +245,8 @@ def _answer_errors_in_one_form(app: FastAPI) -> None:
         problems = problems_of(error.errors())
         return _refusal(422, "; ".join(f"{p.field}: {p.problem}" for p in problems), problems)
 
-    @app.exception_handler(InputError)
-    async def unusable(_: Request, error: InputError) -> JSONResponse:
+    @app.exception_handler(RefusedError)
+    async def unusable(_: Request, error: RefusedError) -> JSONResponse:
         remedy = f": {error.fix}" if error.fix else ""
         problem = Problem(field=str(error.where or "body"), problem=f"{error.what}{remedy}")
         return _refusal(422, f"{problem.field}: {problem.problem}", [problem])

@@ -1,8 +1,11 @@
 import asyncio
 import base64
 import io
+import sqlite3
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,21 @@ def picture(width: int, height: int, color: str = "white", image_format: str = "
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), color).save(buffer, image_format)
     return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(chunk: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    png = picture(512, 256, "red")
+    return png[:_IHDR_END] + chunk + png[_IHDR_END:]
+
+
+_IHDR_END = 33
+INFLATING = b"name\0\0" + zlib.compress(bytes(2 * 2**20))
+SHORT_HEADER = picture(512, 256)[:8] + png_chunk(b"IHDR", struct.pack(">I", 512))
 
 
 def refusal(response: httpx.Response, status: int = 422) -> tuple[str, str]:
@@ -243,11 +261,18 @@ def test_a_body_that_is_no_json_is_refused(client: TestClient) -> None:
         (picture(512, 256), "the bundle is empty: every tile is white"),
         (picture(300, 300), "300x300 image is no 4x2 grid"),
         (picture(8192, 4096, "red"), "8192x4096: tiles may have 1024 pixels"),
-        (picture(512, 256, image_format="BMP"), "must be a PNG or WebP image"),
+        (picture(512, 256, image_format="BMP"), "must be an undamaged PNG or WebP image"),
         (picture(512, 256)[:60], "no readable image"),
-        (b"", "must be a PNG or WebP image"),
+        (b"", "must be an undamaged PNG or WebP image"),
+        (with_chunk(png_chunk(b"zTXt", INFLATING)), "must be an undamaged PNG"),
+        (with_chunk(png_chunk(b"iCCP", INFLATING)), "must be an undamaged PNG"),
+        (with_chunk(png_chunk(b"eXIf", b"II*\0")), ""),
+        (SHORT_HEADER, "must be an undamaged PNG"),
     ],
-    ids=["white", "wrong aspect", "too large", "bmp", "truncated", "nothing"],
+    ids=[
+        *("white", "wrong aspect", "too large", "bmp", "truncated", "nothing"),
+        *("inflating text", "inflating profile", "short exif", "short header"),
+    ],
 )
 def test_an_unusable_bundle_is_refused_at_submission(
     client: TestClient, tmp_path: Path, data: bytes, words: str
@@ -256,6 +281,31 @@ def test_an_unusable_bundle_is_refused_at_submission(
     field, problem = refusal(response)
     assert field == "bundle"
     assert words in problem
+    assert list((tmp_path / "assets").iterdir()) == []
+
+
+def test_a_server_that_cannot_store_a_bundle_does_not_blame_the_client(
+    client: TestClient, tmp_path: Path
+) -> None:
+    assets = tmp_path / "assets"
+    assets.rmdir()
+    assets.touch()
+    data = encoded(encode_image(sphere_bundle(), "png"))
+    response = client.post("/v1/tasks", json={"type": "bundle_to_mesh", "bundle": data})
+    assert response.status_code == 500
+    assert response.json()["error"] == "internal error; the server's log tells more"
+
+
+def test_a_bundle_whose_task_cannot_be_written_is_not_kept(
+    client: TestClient, tmp_path: Path, store: TaskStore
+) -> None:
+    with sqlite3.connect(tmp_path / "tasks.sqlite3") as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON tasks BEGIN SELECT raise(FAIL, 'full'); END"
+        )
+    data = encoded(encode_image(sphere_bundle(), "png"))
+    response = client.post("/v1/tasks", json={"type": "bundle_to_mesh", "bundle": data})
+    assert response.status_code == 500
     assert list((tmp_path / "assets").iterdir()) == []
 
 
