@@ -13,6 +13,8 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_train.data.shards.index import SPLITS, Split, check_size, load_index
 
+_MAKE_AGAIN = "make the shard again"
+
 
 class ShardReader:
     """Reads any sample with one `pread` per member and checks it against the index.
@@ -93,8 +95,12 @@ class ShardReader:
         return members
 
     def describe(self, split: Split, index: int) -> dict[str, Any]:
-        """The description of sample `index` of a split: caption, source, licence, checksums."""
-        return dict(json.loads(self.read(split, index)["json"]))
+        """The description of sample `index` of a split: caption, source, licence, checksums.
+
+        Raises:
+            InputError: its bytes are not those that were indexed, or it has no caption.
+        """
+        return _description(self.read(split, index), self.key(split, index))
 
     def _file(self, path: Path) -> int:
         if path.name not in self._open:
@@ -110,16 +116,26 @@ def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bund
         where: named in errors.
 
     Raises:
-        InputError: a member is missing, the image is none, or the description is no JSON object.
+        InputError: a member is missing, the image is none, or the description is no JSON object
+            with a caption.
     """
     images = [data for extension, data in members.items() if extension.startswith("bundle.")]
+    if not images:
+        raise InputError("the sample has no image", where=where, fix=_MAKE_AGAIN)
     try:
-        meta = json.loads(members["json"])
         bundle = load_bundle(images[0])
     except InputError as error:
-        raise InputError(error.what, where=where, fix="make the shard again") from error
-    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(error.what, where=where, fix=_MAKE_AGAIN) from error
+    return bundle, _description(members, where)
+
+
+def _description(members: dict[str, bytes], where: object) -> dict[str, Any]:
+    try:
+        meta = json.loads(members.get("json", b""))
+    except ValueError:
+        meta = None
+    if not (isinstance(meta, dict) and isinstance(meta.get("caption"), str)):
         raise InputError(
-            "the sample is incomplete", where=where, fix="make the shard again"
-        ) from error
-    return bundle, dict(meta)
+            "the sample has no description with a caption", where=where, fix=_MAKE_AGAIN
+        )
+    return meta

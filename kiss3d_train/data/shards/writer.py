@@ -72,7 +72,7 @@ def write_shards(
             encoded = _ahead(encode, track(members, f"packing {split}"))
             for names in _bounded(encoded, max_samples, max_bytes):
                 number = sum(shard.split == split for shard in shards)
-                shards.append(_write_shard(partial / f"{split}-{number:05d}.tar", split, names))
+                shards.append(write_shard(partial / f"{split}-{number:05d}.tar", split, names))
         index = ShardIndex(
             layout=layout,
             tile=tile,
@@ -179,7 +179,8 @@ def _bounded(
         yield group
 
 
-def _write_shard(path: Path, split: Split, samples: Sequence[Encoded]) -> IndexedShard:
+def write_shard(path: Path, split: Split, samples: Sequence[Encoded]) -> IndexedShard:
+    """Write samples, as they come, into one tar; the same samples give the same bytes."""
     indexed = []
     with writing(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:

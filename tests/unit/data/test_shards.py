@@ -18,6 +18,8 @@ from kiss3d_train.data.shards import (
     verify,
     write_shards,
 )
+from kiss3d_train.data.shards.index import digest_of
+from kiss3d_train.data.shards.writer import write_shard
 
 
 @pytest.fixture
@@ -156,14 +158,54 @@ def test_a_non_image_is_named(rendered: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the one described") as error:
         write_shards(folder, tmp_path / "shards", image_format="png")
     assert meta["key"] in str(error.value) and not (tmp_path / "shards").exists()
-    # A shard made elsewhere can hold one although its checksums are right.
-    with pytest.raises(InputError, match="no readable image"):
-        decode_sample({"bundle.png": text, "json": b"{}"}, where=meta["key"])
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("bundle.webp", b"this is no image", "no readable image"),
+        ("json", b"3", "no description with a caption"),
+        ("json", b"[]", "no description with a caption"),
+        ("json", b"[1]", "no description with a caption"),
+        ("json", b"{}", "no description with a caption"),
+        ("json", b"{", "no description with a caption"),
+        ("json", b"\xff", "no description with a caption"),
+    ],
+)
+def test_a_bad_member_in_a_shard_with_right_checksums_is_named(
+    shards: Path, member: str, content: bytes, message: str
+) -> None:
+    key = _put(shards, {member: content})
+    with pytest.raises(InputError, match=message) as error:
+        verify(shards)
+    assert f"train-00000.tar:{key}" in str(error.value)
+    with pytest.raises(InputError, match=message) as error:
+        inspect(shards, shards / "sheet.png")
+    assert key in str(error.value)
 
 
 def test_an_incomplete_sample_is_named() -> None:
-    with pytest.raises(InputError, match="incomplete"):
+    with pytest.raises(InputError, match="no image"):
         decode_sample({"json": b"{}"}, where="key")
+
+
+def _put(shards: Path, changed: dict[str, bytes]) -> str:
+    """Replace members of a sample, index and checksums included; returns its key."""
+    index = load_index(shards)
+    place = index.shards.index(index.of("train")[0])
+    shard, tar = index.shards[place], shards / "train-00000.tar"
+    with ShardReader(shards) as reader:
+        samples = [
+            (sample.key, reader.read_at("train", 0, row))
+            for row, sample in enumerate(shard.samples)
+        ]
+    samples[1][1].update(changed)
+    replaced = list(index.shards)
+    replaced[place] = write_shard(tar, "train", samples)
+    digest = digest_of(index.layout, replaced)
+    whole = index.model_copy(update={"shards": tuple(replaced), "digest": digest})
+    (shards / "index.json").write_text(whole.model_dump_json())
+    return samples[1][0]
 
 
 def test_a_partial_result_is_never_taken_for_a_whole_one(
@@ -228,3 +270,10 @@ def test_inspection_counts_and_draws(shards: Path, tmp_path: Path) -> None:
     assert report.licences == {"CC0-1.0": 14}
     assert (tmp_path / "report" / "sheet.png").stat().st_size > 1000
     assert "furniture" in str(report)
+
+
+def test_inspection_takes_shards_with_captions_alone(shards: Path, tmp_path: Path) -> None:
+    _put(shards, {"json": b'{"caption": "a thing", "category": ["odd"]}'})
+    report = inspect(shards, tmp_path / "sheet.png")
+    assert report.licences == {"CC0-1.0": 13, "unknown": 1}
+    assert report.categories["['odd']"] == 1
