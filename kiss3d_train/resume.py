@@ -68,10 +68,10 @@ def decide_start(config: TrainConfig, identity: Identity) -> Start:
             where=folder,
             fix="delete them to start from the beginning",
         )
+    if newest is None and initial is not None:
+        return _from_path(initial, identity, tracking_run)
     if newest is None:
-        return (
-            _from_path(initial, identity, tracking_run) if initial else Start(0, None, tracking_run)
-        )
+        return Start(tracking_run=tracking_run)
     checkpoint.require_same(newest.identity, identity, newest.path)
     return Start(newest.step, initial, newest.tracking_run or tracking_run)
 

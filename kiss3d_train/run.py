@@ -83,8 +83,8 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
     base = base_identity(config.base.path)
     identity = identity_of(config, base, index)
     start = decide_start(config, identity)
-    if start.step >= config.run.steps and (finished := read_summary(config.run.dir)):
-        return finished
+    if start.step >= config.run.steps and (summary := finished_at(start.step, config.run.dir)):
+        return summary
     writable_folder(config.run.dir)
     with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
         check_resources(config.scaling, resources)
@@ -143,13 +143,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=sections)
 
 
-def read_summary(run_dir: Path) -> TrainSummary | None:
-    """The summary of a run that has ended, if it left one."""
+def finished_at(step: int, run_dir: Path) -> TrainSummary | None:
+    """The summary of a run that finished with that step; one of an earlier end does not count."""
     try:
         fields = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
-        return TrainSummary(**{**fields, "losses": tuple(fields["losses"])})
+        summary = TrainSummary(**{**fields, "losses": tuple(fields["losses"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    return summary if (summary.status, summary.steps) == ("finished", step) else None
 
 
 def _open_tracker(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,18 @@ def test_the_adapter_changes_what_the_pipeline_draws(
 
 def test_an_ended_run_is_not_run_again(straight: TrainSummary, workspace: Path) -> None:
     assert train(workspace, "straight") == straight
+
+
+def test_a_run_that_died_after_its_last_step_is_concluded(
+    straight: TrainSummary, workspace: Path
+) -> None:
+    shutil.copytree(workspace / "straight", workspace / "died")
+    shutil.rmtree(workspace / "died" / "adapter")
+    (workspace / "died" / "summary.json").unlink()
+    concluded = train(workspace, "died")
+    assert (concluded.status, concluded.steps, concluded.losses) == ("finished", STEPS, ())
+    expected, found = load_file(straight.adapter), load_file(concluded.adapter)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_another_runs_folder_is_not_overwritten(straight: TrainSummary, workspace: Path) -> None:

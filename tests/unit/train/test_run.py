@@ -1,10 +1,13 @@
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import ScalingSection
-from kiss3d_train.run import check_resources
+from kiss3d_train.run import TrainSummary, check_resources, finished_at
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,25 @@ def test_workers_that_the_cluster_cannot_hold_are_refused(
 def test_workers_that_fill_the_cluster_are_accepted() -> None:
     scaling = ScalingSection(workers=2, use_gpu=True, cpus_per_worker=4)
     check_resources(scaling, {"CPU": 8.0, "GPU": 2.0})
+
+
+def test_only_the_summary_of_the_newest_step_says_that_a_run_has_finished(tmp_path: Path) -> None:
+    summary = TrainSummary(
+        status="finished",
+        run_dir=str(tmp_path),
+        run_id="run-1",
+        steps=12,
+        losses=(0.5, 0.25),
+        validation={"val/loss": 0.3},
+        seconds=1.0,
+        peak_memory_bytes=1,
+        adapter="adapter",
+        how_to_open="mlflow ui",
+    )
+    assert finished_at(12, tmp_path) is None
+    (tmp_path / "summary.json").write_text(json.dumps(dataclasses.asdict(summary)))
+    assert finished_at(12, tmp_path) == summary
+    assert finished_at(20, tmp_path) is None  # it was given more steps, and died at the last one
+    stopped = dataclasses.replace(summary, status="stopped")
+    (tmp_path / "summary.json").write_text(json.dumps(dataclasses.asdict(stopped)))
+    assert finished_at(12, tmp_path) is None
