@@ -154,9 +154,12 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
 
 @train.command()
 def run(config: Recipe, overrides: Overrides = None) -> None:
-    """Train; a run that was stopped goes on with --set run.resume=auto."""
+    """Train; a run that was stopped exits with 1 and goes on with --set run.resume=auto."""
     from kiss3d_infer.config import load_config
     from kiss3d_train.config import TrainConfig
     from kiss3d_train.run import run_training
 
-    typer.echo(run_training(load_config(TrainConfig, config, overrides or ())))
+    summary = run_training(load_config(TrainConfig, config, overrides or ()))
+    typer.echo(summary)
+    if summary.status == "stopped":
+        sys.exit("kiss3d: stopped; the same command with --set run.resume=auto goes on")

@@ -58,14 +58,11 @@ class TrainSummary:
     def __str__(self) -> str:
         """A few lines for the terminal."""
         change = f", loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}" if self.losses else ""
-        lines = [
-            f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop",
-            f"adapter: {self.adapter}",
-            f"MLflow run {self.run_id}: {self.how_to_open}",
-        ]
-        if self.status == "stopped":
-            lines.append("run the same command again with --set run.resume=auto to go on")
-        return "\n".join(lines)
+        return (
+            f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop\n"
+            f"adapter: {self.adapter}\n"
+            f"MLflow run {self.run_id}: {self.how_to_open}"
+        )
 
 
 def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
