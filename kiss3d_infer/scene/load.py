@@ -153,9 +153,10 @@ def _instances(scene: Any, limits: MeshLimits) -> Iterator[tuple[Any, Any]]:
 
 def _converted(geometry: Any, transform: Any, palette: "_Palette") -> Mesh:
     vertices, faces = np.asarray(geometry.vertices, np.float64), np.asarray(geometry.faces)
-    if not np.isfinite(vertices).all() or np.abs(vertices).max() > _MAX_COORDINATE:
+    with np.errstate(over="ignore", invalid="ignore"):
+        vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
+    if not (np.abs(vertices) <= _MAX_COORDINATE).all():  # NaN fails this, too
         raise InputError("the mesh has coordinates that are not finite", fix="repair the mesh")
-    vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise InputError(
             "the mesh has faces with vertices that do not exist", fix="repair the mesh"
@@ -274,7 +275,7 @@ def _decoded(image: Any) -> Tensor:
 def _uv(uv: Any, num_vertices: int) -> Tensor | None:
     if uv is None or len(uv) != num_vertices:
         return None
-    return _tensor(np.nan_to_num(np.asarray(uv, np.float64)[:, :2], posinf=0, neginf=0))
+    return _tensor(uv[:, :2]).nan_to_num(0, 0, 0)
 
 
 def _vertex_colors(colors: Any, file_type: str) -> Tensor:
@@ -323,4 +324,5 @@ def _welded(mesh: Mesh) -> Mesh:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))

@@ -92,6 +92,20 @@ def test_what_is_no_mesh_is_refused(data: bytes, file_type: str) -> None:
         load_mesh(data, file_type)
 
 
+@pytest.mark.parametrize("scale", [1e39, 1e308, float("inf"), float("nan")])
+def test_coordinates_that_only_a_node_makes_infinite_are_refused(scale: float) -> None:
+    header = gltf_header(3, bufferView=0)
+    header["nodes"][0]["scale"] = [scale, 1, 1]
+    with pytest.raises(InputError, match="not finite"):
+        load_mesh(glb(header, np.eye(3, dtype=np.float32).tobytes()), "glb")
+
+
+def test_texture_coordinates_are_finite() -> None:
+    obj = f"{TRIANGLE}vt nan 0\nvt 1e300 0\nvt 0 1\nf 1/1 2/2 3/3\n"
+    uv = load_mesh(obj.encode(), "obj").uv
+    assert uv is not None and uv.isfinite().all()
+
+
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent"):
         load_mesh(tmp_path / "absent.obj")
