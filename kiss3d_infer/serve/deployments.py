@@ -95,6 +95,6 @@ class Ingress:
         """Called by Ray Serve after the constructor, in the replica."""
         return create_app(self._config, self._store, self._assets, self._dispatcher)
 
-    async def drain(self) -> None:
-        """Start no more tasks; wait for the running ones, and put back those that take too long."""
-        await self._dispatcher.stop(self._config.queue.drain_seconds)
+    async def drain(self, seconds: float) -> None:
+        """Start no more tasks; wait for the running ones, and put back those that take longer."""
+        await self._dispatcher.stop(seconds)

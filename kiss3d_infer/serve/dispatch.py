@@ -56,7 +56,10 @@ class Dispatcher:
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._num_workers)]
 
     async def stop(self, grace_seconds: float) -> None:
-        """Start nothing more, let running tasks finish, and put back those that take too long."""
+        """Start nothing more, let running tasks finish, and put back those that take too long.
+
+        Called again meanwhile, the shorter grace counts.
+        """
         self._stopping.set()
         if self._workers:
             _, late = await asyncio.wait(self._workers, timeout=grace_seconds + 2 * _POLL_SECONDS)

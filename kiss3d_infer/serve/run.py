@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from ray.serve.schema import ApplicationStatusOverview
 
+_RELEASE_SECONDS = 10.0
+
 
 def serve(config_path: Path, overrides: Sequence[str] = ()) -> None:
     """Serve until Ctrl-C or SIGTERM, then let running tasks finish and stop.
@@ -34,18 +36,24 @@ def serve(config_path: Path, overrides: Sequence[str] = ()) -> None:
     with only_server_of(config.data):
         try:
             ingress = _start(config)
-            print(_greeting(config), flush=True)
-            _wait_for_signal()
-            print(
-                f"Stopping: running tasks have {config.queue.drain_seconds:g} s to finish, waiting "
-                "ones stay for the next start. Ctrl-C again stops at once.",
-                flush=True,
-            )
-            ingress.drain.remote().result()
-        except KeyboardInterrupt:
-            pass
+            _stay_until_stopped(config, ingress)
         finally:
             _stop_ray()
+
+
+def _stay_until_stopped(config: ServeConfig, ingress: "DeploymentHandle") -> None:
+    try:
+        print(_greeting(config), flush=True)
+        _wait_for_signal()
+        print(
+            f"Stopping: running tasks have {config.queue.drain_seconds:g} s to finish, waiting "
+            "ones stay for the next start. Ctrl-C again stops at once.",
+            flush=True,
+        )
+        ingress.drain.remote(config.queue.drain_seconds).result()
+    except KeyboardInterrupt:
+        # A task that is still running when Ray stops would be held for one that killed the server.
+        ingress.drain.remote(0).result(timeout_s=_RELEASE_SECONDS)
 
 
 @contextmanager

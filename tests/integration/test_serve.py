@@ -23,6 +23,7 @@ from kiss3d_infer.bundle import encode_image, load_bundle
 from kiss3d_infer.flux.base import create_random_base
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import render_bundle
+from kiss3d_infer.serve.store import TaskStore
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from kiss3d_train.cli import main; main()", "serve"]
@@ -75,6 +76,7 @@ def _recipe(folder: Path, base: Path, port: int) -> dict[str, Any]:
     return {
         "data": str(folder / "data"),
         "http": {"port": port},
+        "queue": {"drain_seconds": 600},
         "generator": {"base": str(base), "tile": 64, "steps": 2, "num_cpus": 0.5},
         "reconstructor": {"settings": few_steps, "num_cpus": 0.5},
     }
@@ -166,3 +168,32 @@ def test_a_second_server_on_the_same_port_is_refused_at_once(server: Server) -> 
     assert second.returncode == 2
     assert f"port {server.client.base_url.port} is in use" in second.stderr
     assert second.stdout == ""
+
+
+def test_ctrl_c_while_the_models_load_is_no_success(server: Server, tmp_path: Path) -> None:
+    config = yaml.safe_load(server.config.read_text())
+    config |= {"data": str(tmp_path), "http": {"port": _free_port()}}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with subprocess.Popen([*COMMAND, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        while "Loading" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) not in (0, 2)
+
+
+def test_ctrl_c_twice_puts_a_running_task_back_unharmed(server: Server) -> None:
+    """The last test of this file: it stops the server."""
+    task = server.submit(type="text_to_3d", prompt="a red chair", steps=100, tile=512)
+    while server.client.get(task["links"]["self"]).json()["status"] != "running":
+        time.sleep(0.1)
+    server.process.send_signal(signal.SIGINT)
+    while server.client.get("/healthz").status_code != 503:
+        time.sleep(0.1)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    store = TaskStore(server.config.parent / "data" / "tasks.sqlite3")
+    assert store.recover() == []
+    after = store.get(task["id"])
+    assert after and after.status == "queued"

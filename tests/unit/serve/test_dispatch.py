@@ -208,6 +208,29 @@ def test_stopping_puts_back_a_task_that_takes_longer_than_the_grace(
     assert task and task.status == "queued"
 
 
+def test_a_second_less_patient_stop_puts_tasks_back_at_once(
+    store: TaskStore, assets: AssetStore
+) -> None:
+    async def endless(_: Task) -> StageResult:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    task_id = add(store)
+    dispatcher = Dispatcher(store, assets, {"mesh": endless}, 1, FAST)
+
+    async def steps() -> None:
+        await until(store, task_id, "running")
+        patient = asyncio.create_task(dispatcher.stop(3600))
+        await asyncio.sleep(0)
+        await dispatcher.stop(0)
+        await patient
+
+    run(dispatcher, steps)
+    assert store.recover() == []
+    task = store.get(task_id)
+    assert task and task.status == "queued"
+
+
 def test_a_task_left_running_by_a_dead_server_is_done_again(
     store: TaskStore, assets: AssetStore
 ) -> None:
