@@ -55,12 +55,14 @@ class Reconstructor:
     """Turns bundles into textured meshes."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Open the data folder."""
+        """Open the data folder, and see that the device can rasterize before any task needs it."""
+        from kiss3d_infer.scene.raster import rasterizer_for
+
         self._store, assets = open_data(config)
         chosen = config.reconstructor
-        self._work = partial(
-            make_mesh, defaults=chosen.settings, device=chosen.device.name, assets=assets
-        )
+        device = chosen.device.name
+        rasterizer_for(device)
+        self._work = partial(make_mesh, defaults=chosen.settings, device=device, assets=assets)
 
     async def run(self, task: Task) -> StageResult:
         """Work on a task in a thread, so that health checks are answered meanwhile."""
