@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_infer.flux.base import quiet_libraries
@@ -29,23 +31,21 @@ _DIFFUSERS_HEADER = "lora_adapter_metadata"
 _OUR_HEADER = "kiss3d"
 
 
-@dataclass(frozen=True)
-class LoraMetadata:
-    """What a LoRA file says about itself.
+class LoraMetadata(Config):
+    """What a LoRA file of ours says about itself."""
 
-    Attributes:
-        rank: of every layer.
-        alpha: delta W = alpha / rank * B @ A.
-        base: identity of the base it was trained on (`base_identity`).
-        data: digest of the data it was trained on.
-        layout: of the bundles it draws.
-    """
-
+    version: Literal[1] = 1
     rank: int
+    """Of every layer."""
     alpha: float
+    """delta W = alpha / rank * B @ A."""
     base: str
+    """Identity of the base it was trained on (`base_identity`): a record that nothing compares,
+    because computing it reads every weight of the base."""
     data: str
+    """Digest of the data it was trained on; a record too."""
     layout: BundleLayout
+    """Of the bundles it draws."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class LoraInfo:
     num_layers: int
     format: LoraFormat
     metadata: LoraMetadata | None = None
+
+    @property
+    def layout(self) -> BundleLayout:
+        """What its bundles show; files of others are taken for the published convention's."""
+        return self.metadata.layout if self.metadata else PUBLISHED
 
 
 def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> LoraInfo:
@@ -74,6 +79,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
     """
     file = _lora_file(path)
     tensors, header = _read(file)
+    metadata = _parse_metadata(header, file)
     lora_format = _format_of(tensors, file)
     is_native = lora_format == "diffusers" and not any(key.endswith(".alpha") for key in tensors)
     weights = tensors if is_native else _converted(tensors, lora_format, file)
@@ -86,7 +92,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
         with warnings.catch_warnings(action="ignore"), quiet_libraries():
             pipeline.load_lora_weights(source, adapter_name=name, local_files_only=True)
     pipeline.set_adapters([name], [scale])
-    return LoraInfo(max(ranks.values()), len(ranks), lora_format, _parse_metadata(header))
+    return LoraInfo(max(ranks.values()), len(ranks), lora_format, metadata)
 
 
 def lora_identity(path: Path) -> str:
@@ -113,17 +119,10 @@ def save_lora(folder: Path, weights: Mapping[str, Tensor], metadata: LoraMetadat
         raise ValueError(f"not LoRA weights: {strangers[:3]}")
     layers = sorted({key.split(".lora_")[0].removeprefix(_PREFIX) for key in named})
     adapter = {"r": metadata.rank, "lora_alpha": metadata.alpha, "target_modules": layers}
-    ours = {
-        "rank": metadata.rank,
-        "alpha": metadata.alpha,
-        "base": metadata.base,
-        "data": metadata.data,
-        "layout": metadata.layout.model_dump(mode="json"),
-    }
     header = {
         "format": "pt",
         _DIFFUSERS_HEADER: json.dumps({_PREFIX + key: value for key, value in adapter.items()}),
-        _OUR_HEADER: json.dumps(ours),
+        _OUR_HEADER: metadata.model_dump_json(),
     }
     path = folder / FILE_NAME
     with writing(path) as aside:
@@ -155,12 +154,17 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"not a readable safetensors file: {error}", where=file) from error
 
 
-def _parse_metadata(header: Mapping[str, str]) -> LoraMetadata | None:
+def _parse_metadata(header: Mapping[str, str], file: Path) -> LoraMetadata | None:
     if _OUR_HEADER not in header:
         return None
-    fields = json.loads(header[_OUR_HEADER])
-    fields["layout"] = BundleLayout.model_validate(fields["layout"])
-    return LoraMetadata(**fields)
+    try:
+        return LoraMetadata.model_validate_json(header[_OUR_HEADER])
+    except ValidationError as error:
+        raise InputError(
+            f"this version cannot read the LoRA's header: {explain(error, LoraMetadata)}",
+            where=file,
+            fix="use the version of kiss3d that wrote it",
+        ) from error
 
 
 def _format_of(tensors: Mapping[str, Tensor], file: Path) -> LoraFormat:

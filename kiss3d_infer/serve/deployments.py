@@ -42,8 +42,7 @@ class Generator:
         pipeline = load_base(chosen.base, dtype=chosen.dtype or device.dtype, device=device.name)
         layout = PUBLISHED
         if chosen.lora:
-            info = apply_lora(pipeline, chosen.lora, chosen.lora_scale)
-            layout = info.metadata.layout if info.metadata else PUBLISHED
+            layout = apply_lora(pipeline, chosen.lora, chosen.lora_scale).layout
         self._work = partial(generate, pipeline=pipeline, layout=layout, assets=assets)
 
     async def run(self, task: Task) -> StageResult:

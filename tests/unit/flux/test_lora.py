@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import LoraMetadata, apply_lora, lora_identity, save_lora
@@ -31,7 +31,7 @@ def delta(pipeline, layer):
 
 
 def metadata(rank, alpha):
-    return LoraMetadata(rank, alpha, base="b" * 64, data="d" * 64, layout=PUBLISHED)
+    return LoraMetadata(rank=rank, alpha=alpha, base="b" * 64, data="d" * 64, layout=PUBLISHED)
 
 
 @pytest.fixture
@@ -52,6 +52,13 @@ def trained(tiny_base):
         if hasattr(module, "get_delta_weight")
     }
     return get_peft_model_state_dict(transformer), deltas
+
+
+def test_the_layout_of_a_lora_is_the_one_it_was_trained_with(trained, pipeline, tmp_path):
+    raised = BundleLayout(elevations=(20.0,) * 4)
+    ours = metadata(rank=4, alpha=2).model_copy(update={"layout": raised})
+    save_lora(tmp_path, trained[0], ours)
+    assert apply_lora(pipeline, tmp_path).layout == raised
 
 
 def test_a_saved_lora_gives_the_same_delta_when_applied(trained, pipeline, tmp_path):
@@ -96,6 +103,7 @@ def test_a_lora_without_alpha_has_scale_one(pipeline, tmp_path):
     )
     info = apply_lora(pipeline, tmp_path / "l.safetensors")
     assert info.metadata is None
+    assert info.layout == PUBLISHED
     torch.testing.assert_close(delta(pipeline, "transformer_blocks.0.attn.to_q"), up @ down)
 
 
@@ -217,6 +225,29 @@ def test_a_lora_that_does_not_fit_is_refused_and_nothing_is_applied(
     with pytest.raises(InputError, match=message):
         apply_lora(pipeline, tmp_path / "l.safetensors")
     assert {name: tuple(p.shape) for name, p in pipeline.transformer.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "invalid JSON"),
+        ("[]", "the file"),
+        ("{}", "'rank': field required"),
+        ({"version": 2}, "'version'.*use the version of kiss3d that wrote it"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"layout": {"azimuths": [0, 90]}}, "must be equally many"),
+    ],
+)
+def test_a_strange_header_is_refused_before_anything_is_applied(
+    trained, pipeline, tmp_path, header, message
+):
+    file = save_lora(tmp_path, trained[0], metadata(4, 2))
+    if isinstance(header, dict):
+        header = json.dumps(json.loads(metadata(4, 2).model_dump_json()) | header)
+    save_file(load_file(file), file, metadata={"format": "pt", "kiss3d": header})
+    with pytest.raises(InputError, match=message):
+        apply_lora(pipeline, file)
+    assert not hasattr(pipeline.transformer, "peft_config")
 
 
 def test_missing_truncated_and_pickled_files_are_refused(pipeline, trained, tmp_path):
