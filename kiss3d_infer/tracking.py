@@ -1,7 +1,8 @@
 """MLflow, and the one place that talks to it.
 
-Nothing here ever waits for the server but `Tracker.open`: records go into a bounded buffer that a
-daemon thread empties, so that a slow or dead server costs points of a curve and never a step.
+Nothing here ever waits for the server but `Tracker.open` and `Tracker.close`: records go into a
+bounded buffer that a daemon thread empties, so that a slow or dead server costs points of a curve
+and never a step.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -38,39 +39,47 @@ _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _MAX_JOB_ATTEMPTS = 10
 """Tries of an upload, over some minutes; then it gives way to the points behind it."""
 _CLOSE_SECONDS = 30.0
-"""How long `close` waits for what is still pending."""
+"""How long `close` goes on trying a server that does not answer."""
+_LAST_REQUEST_SECONDS = 5.0
+"""What a request that is under way then has to end."""
+_SLOWEST_UPLOAD = 2e6
+"""Bytes per second; `close` waits for an upload that is at least so fast."""
 
 _log = logging.getLogger(__name__)
 
 _Metrics = list[Any]  # of mlflow.entities.Metric
-_Job = Callable[[], object]
+_Job = Callable[[Any], object]  # of an mlflow.MlflowClient
 
 
 class Tracker:
     """One MLflow run; also a context manager that closes it with the right status.
 
-    An exception leaves the run FAILED, Ctrl-C leaves it KILLED. A run that is reopened by its id
-    continues: no point is logged twice, so the steps that are done again after a crash leave no
-    double points.
+    The process that opened the run ends it: an exception leaves it FAILED, Ctrl-C leaves it KILLED.
+    Others may attach to it. A run that is reopened by its id continues: no point is logged twice,
+    so the steps that are done again after a crash leave no double points.
 
     Attributes:
         run_id: of the run; give it to `open` to go on with it.
         num_dropped: metric points and other records that never reached the server.
     """
 
-    def __init__(self, uri: str, client: Any, run: Any) -> None:
-        self.run_id: str = run.info.run_id
+    def __init__(self, uri: str, run_id: str, client: Any = None, run: Any = None) -> None:
+        self.run_id = run_id
         self.num_dropped = 0
         self._uri = uri
-        self._client = client
-        self._experiment_id: str = run.info.experiment_id
-        self._params: dict[str, str] = dict(run.data.params)
-        # The latest point of each metric; its step is part of the public protobuf form only.
-        self._last_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+        self._client: Any = None
+        self._experiment_id = ""
+        self._ends_run = client is not None
+        self._params: dict[str, str] = {}
+        self._last_step: dict[str, int] = {}
+        self._last_step_before: dict[str, int] = {}
+        self._upload_bytes = 0
         self._pending: deque[_Metrics | _Job] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._deadline = float("inf")
+        if client is not None:
+            self._connect(client, run)
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -97,22 +106,29 @@ class Tracker:
             InputError: no server answers, the run does not exist, or the address cannot be used.
         """
         uri = absolute_uri(uri)
-        # MLflow's defaults hold every call to a dead server for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
+        _import_mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        for noisy in ("alembic", "mlflow.store"):  # the migrations of a new database
-            logging.getLogger(noisy).setLevel(logging.WARNING)
         try:
-            client = mlflow.MlflowClient(tracking_uri=uri)
+            client = _new_client(uri)
             run = _open_run(client, uri, experiment, run_name, run_id, dict(tags or {}))
         except (MlflowException, SQLAlchemyError, ImportError) as error:
             raise _explained(error, uri, run_id) from error
-        return cls(uri, client, run)
+        return cls(uri, run.info.run_id, client, run)
+
+    @classmethod
+    def attach(cls, uri: str, run_id: str) -> Self:
+        """Log points into a run that another process has opened and will end.
+
+        Does not wait for the server: one that is away now is asked again until it is back.
+
+        Args:
+            uri: as `absolute_uri` gives it.
+            run_id: of the run.
+        """
+        _import_mlflow()
+        return cls(uri, run_id)
 
     @property
     def how_to_open(self) -> str:
@@ -139,9 +155,9 @@ class Tracker:
         self._params = values | self._params
         for first in range(0, len(new), _MAX_PARAMS_PER_REQUEST):
             part = new[first : first + _MAX_PARAMS_PER_REQUEST]
-            self._submit(partial(self._client.log_batch, self.run_id, params=part))
+            self._submit(methodcaller("log_batch", self.run_id, params=part))
         if changed:
-            self._submit(partial(self._client.log_batch, self.run_id, tags=changed))
+            self._submit(methodcaller("log_batch", self.run_id, tags=changed))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log points; one whose metric already has a point at this step or later is left out."""
@@ -155,11 +171,12 @@ class Tracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Upload a file; it must stay as it is until the tracker is closed."""
-        self._submit(partial(self._client.log_artifact, self.run_id, str(path), folder))
+        self._upload_bytes += path.stat().st_size if path.is_file() else 0
+        self._submit(methodcaller("log_artifact", self.run_id, str(path), folder))
 
     def log_text(self, text: str, name: str) -> None:
         """Upload text as an artifact, e.g. `config.yaml`."""
-        self._submit(partial(self._client.log_text, self.run_id, text, name))
+        self._submit(methodcaller("log_text", self.run_id, text, name))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Say which data the run used; the digest is cut at MLflow's 36 characters."""
@@ -168,20 +185,28 @@ class Tracker:
         where = json.dumps({"uri": source})
         dataset = Dataset(name, digest[:_MAX_DIGEST_LENGTH], "local", where)
         entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self._submit(partial(self._client.log_inputs, self.run_id, [entry]))
+        self._submit(methodcaller("log_inputs", self.run_id, [entry]))
 
     def close(self, status: RunStatus = "FINISHED") -> None:
-        """Deliver what is pending, within half a minute, and end the run; a second call is void."""
+        """End the run and deliver what is pending; a second call is void.
+
+        The status goes first, past what is pending, so that it is set whatever happens to an
+        upload. A server that does not answer is given up after half a minute; uploads that go on
+        have the time their size takes.
+        """
         if self._closing.is_set():
             return
-        self._submit(partial(self._client.set_terminated, self.run_id, status))
         self._deadline = time.monotonic() + _CLOSE_SECONDS
         with self._changed:
             self._closing.set()
             self._changed.notify()
-        self._thread.join(_CLOSE_SECONDS + 5)
+        ended = not self._ends_run or self._deliver(
+            methodcaller("set_terminated", self.run_id, status)
+        )
+        left = self._deadline - time.monotonic() + self._upload_bytes / _SLOWEST_UPLOAD
+        self._thread.join(max(0.0, left) + _LAST_REQUEST_SECONDS)
         with self._changed:
-            self.num_dropped += sum(_size(record) for record in self._pending)
+            self.num_dropped += sum(_size(record) for record in self._pending) + (not ended)
             self._pending.clear()
         if self.num_dropped:
             _log.warning("%d records never reached MLflow at %s", self.num_dropped, self._uri)
@@ -245,10 +270,11 @@ class Tracker:
         pause = _FIRST_RETRY_SECONDS
         for attempt in itertools.count(1):
             try:
+                client = self._client or self._connect(_new_client(self._uri))
                 if isinstance(record, list):
-                    self._client.log_batch(self.run_id, metrics=record)
+                    client.log_batch(self.run_id, metrics=self._not_yet_there(record))
                 else:
-                    record()
+                    record(client)
                 return True
             except Exception as error:
                 if _is_refusal(error):
@@ -256,7 +282,8 @@ class Tracker:
                     return False
                 if attempt == 1:
                     _log.warning("MLflow at %s does not answer; trying again", self._uri)
-                if attempt == _MAX_JOB_ATTEMPTS and not isinstance(record, list):
+                is_upload = not isinstance(record, list) and not self._closing.is_set()
+                if is_upload and attempt >= _MAX_JOB_ATTEMPTS:
                     _log.warning("MLflow: gave up an upload: %s", error)
                     return False
             if not self._closing.wait(pause):
@@ -266,6 +293,39 @@ class Tracker:
             else:
                 time.sleep(_FIRST_RETRY_SECONDS)
         raise AssertionError("unreachable")
+
+    def _connect(self, client: Any, run: Any = None) -> Any:
+        """Learn from the server what the run holds already."""
+        run = run or client.get_run(self.run_id)
+        self._experiment_id = run.info.experiment_id
+        self._params |= run.data.params
+        # The latest point of each metric; its step is part of the public protobuf form only.
+        self._last_step_before = {point.key: point.step for point in run.to_proto().data.metrics}
+        self._client = client
+        return client
+
+    def _not_yet_there(self, points: _Metrics) -> _Metrics:
+        """The points without those that an earlier process has logged."""
+        before = self._last_step_before
+        return [point for point in points if point.step > before.get(point.key, -1)]
+
+
+def _import_mlflow() -> None:
+    """Import MLflow with its habits changed."""
+    # Its defaults hold every call to a dead server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow  # noqa: F401
+
+    for noisy in ("alembic", "mlflow.store"):  # the migrations of a new database
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _new_client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def absolute_uri(uri: str) -> str:

@@ -128,11 +128,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
 @contextmanager
 def _opened_sink(job: Job) -> Iterator[Sink]:
     """MLflow for metrics, and a file in run.dir for lines that the driver shows."""
-    tracking, run = job.config.tracking, job.config.run
-    name = tracking.run_name or run.dir.name
     with (
-        Tracker.open(tracking.uri, tracking.experiment, name, run_id=job.tracking_run) as tracker,
-        (run.dir / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log,
+        Tracker.attach(job.config.tracking.uri, job.tracking_run) as tracker,
+        (job.config.run.dir / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log,
     ):
         yield _RunSink(tracker, log)
 

@@ -103,6 +103,41 @@ def test_a_server_that_stays_away_costs_points_and_nothing_else(
     assert "101 records never reached MLflow" in caplog.text
 
 
+def test_a_worker_that_starts_during_an_outage_logs_when_the_server_is_back(
+    application, port, impatient
+):
+    with serving(application, port):
+        run_id = open_tracker(port).run_id
+    worker = Tracker.attach(f"http://127.0.0.1:{port}", run_id)
+    worker.log_metrics({"loss": 0.0}, 0)
+    with serving(application, port):
+        worker.close()
+        assert steps_logged(port, run_id) == [0]
+    assert worker.num_dropped == 0
+
+
+def test_an_upload_has_the_time_that_its_size_takes(
+    application, port, impatient, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "_LAST_REQUEST_SECONDS", 0.0)
+    adapter = tmp_path / "adapter.bin"
+    with adapter.open("wb") as file:
+        file.truncate(40_000_000)
+    with serving(application, port):
+        tracker = open_tracker(port)
+        upload, never = tracker._client.log_artifact, threading.Event()
+
+        def slow_upload(*arguments):
+            never.wait(0.5)
+            upload(*arguments)
+
+        monkeypatch.setattr(tracker._client, "log_artifact", slow_upload)
+        tracker.log_artifact(adapter)
+        tracker.close()
+    assert tracker.num_dropped == 0
+
+
 def test_a_hanging_server_does_not_hold_the_caller(application, port, impatient, monkeypatch):
     monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.2)
     with serving(application, port):

@@ -162,3 +162,36 @@ def test_a_file_that_is_no_database_is_an_input_error(tmp_path):
     (tmp_path / "runs.db").write_bytes(b"no database" * 100)
     with pytest.raises(InputError, match="not a database"):
         open_tracker(f"sqlite:///{tmp_path}/runs.db")
+
+
+def test_another_process_adds_points_and_leaves_the_status_alone(uri, client):
+    with open_tracker(uri) as owner:
+        owner.log_metrics({"train/loss": 1.0}, 1)
+    reopened = open_tracker(uri, owner.run_id)
+    with pytest.raises(ValueError), Tracker.attach(uri, owner.run_id) as worker:
+        worker.log_metrics({"train/loss": 1.0}, 1)  # done again after a crash
+        worker.log_metrics({"train/loss": 0.5}, 2)
+        raise ValueError
+    assert worker.num_dropped == 0
+    assert points(client, owner.run_id, "train/loss") == [(1, 1.0), (2, 0.5)]
+    assert client.get_run(owner.run_id).info.status == "RUNNING"
+    reopened.close("KILLED")
+    assert client.get_run(owner.run_id).info.status == "KILLED"
+
+
+def test_the_status_does_not_wait_for_an_upload(uri, client, tmp_path, monkeypatch):
+    (tmp_path / "adapter.bin").write_bytes(b"weights")
+    tracker = open_tracker(uri)
+    upload, seen = tracker._client.log_artifact, []
+
+    def slow_upload(*arguments):
+        while client.get_run(tracker.run_id).info.status == "RUNNING":
+            pass
+        seen.append(client.get_run(tracker.run_id).info.status)
+        upload(*arguments)
+
+    monkeypatch.setattr(tracker._client, "log_artifact", slow_upload)
+    tracker.log_artifact(tmp_path / "adapter.bin")
+    tracker.close("KILLED")
+    assert seen == ["KILLED"]
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["adapter.bin"]
