@@ -58,13 +58,15 @@ class Trainer:
             self.train_step(step)
             step += 1
             is_last, stop = step == config.run.steps, False
-            if is_last or _due(step, config.run.log_every):
-                window, stop = self.drain(step)
+            validates = self.validate and (is_last or _due(step, config.validation.every))
+            saves = is_last or _due(step, config.checkpoint.every)
+            if validates or saves or _due(step, config.run.log_every):
+                window, stop = self.drain(step)  # so that no step's time holds what follows
                 losses += window
-            if self.validate and (is_last or _due(step, config.validation.every)):
+            if self.validate and validates:
                 self.log(self.validate(), step)
                 self._drained_at = time.perf_counter()
-            if is_last or stop or _due(step, config.checkpoint.every):
+            if stop or saves:
                 self.save(step)
                 self._drained_at = time.perf_counter()
             if stop:

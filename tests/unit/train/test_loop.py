@@ -1,0 +1,62 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from tiny_training import (
+    TinySamples,
+    free_port,
+    join_group,
+    reversed_on_odd_epochs,
+    tiny_config,
+    tiny_engine,
+)
+
+from kiss3d_train.data.stream import Stream
+from kiss3d_train.loop import Trainer
+from kiss3d_train.objective import loss_per_sample
+
+
+class Records:
+    """Metrics by step."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def show(self, line: str) -> None:
+        pass
+
+    def steps_with(self, name: str) -> list[int]:
+        return sorted(step for step, metrics in self.metrics.items() if name in metrics)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    join_group(0, 1, free_port())
+    yield
+    dist.destroy_process_group()
+
+
+def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: Path) -> None:
+    changes = {"run.dir": str(tmp_path), "run.steps": 9, "engine.kind": "ddp"}
+    every = {"run.log_every": 4, "validation.every": 3, "checkpoint.every": 5}
+    config, records, saved = tiny_config(changes | every), Records(), []
+    trainer = Trainer(
+        config=config,
+        engine=tiny_engine(config),
+        stream=Stream(TinySamples(), reversed_on_odd_epochs, config, 0, 1),
+        loss_fn=lambda model, batch: loss_per_sample(model, batch, 1.0),
+        validate=lambda: {"val/loss": 1.0},
+        save=saved.append,
+        sink=records,
+    )
+    step, losses = trainer.run(0)
+    trainer.stream.close()
+    assert (step, len(losses), saved) == (9, 9, [5, 9])
+    assert records.steps_with("train/loss") == list(range(1, 10))
+    assert records.steps_with("val/loss") == [3, 6, 9]
+    # A window ends before whatever would lengthen it.
+    assert records.steps_with("perf/step_s") == [3, 4, 5, 6, 8, 9]
