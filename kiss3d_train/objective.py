@@ -87,14 +87,14 @@ def draw(objective: ObjectiveSection, key: Sequence[object], shape: tuple[int, i
     """
     digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    # The noise comes first, so that the recipe has no influence on it.
+    posterior_chw, noise_chw = torch.from_numpy(rng.standard_normal((2, *shape), dtype=np.float32))
     caption_is_dropped = rng.random() < objective.caption_dropout
     if objective.timesteps == "uniform":
         timestep = rng.random()
     else:
         logit = objective.logit_mean + objective.logit_std * rng.standard_normal()
         timestep = 1 / (1 + math.exp(-logit))
-    normals = rng.standard_normal((2, *shape), dtype=np.float32)
-    posterior_chw, noise_chw = torch.from_numpy(normals)
     return Draws(posterior_chw, noise_chw, timestep, caption_is_dropped)
 
 
