@@ -1,7 +1,7 @@
-"""How large a mesh file says it is, read from its header before anything is allocated.
+"""How large a mesh is, found out before anything is allocated.
 
-A few hundred bytes can declare gigabytes of vertices; the numbers are checked against the bytes
-that are really there.
+A few hundred bytes can declare gigabytes of vertices: the numbers in a header are checked against
+the bytes that are really there. An OBJ has no header, so its lines are counted.
 """
 
 import json
@@ -16,13 +16,15 @@ from kiss3d_infer.errors import InputError
 
 _COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_OBJ_VERTICES = (b"v", b"vt", b"vn")
 _COMPRESSED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")
 _MAX_HEADER_BYTES = 1 << 16
+_MAX_LINE_BYTES = 1 << 16  # of a face in an OBJ whose corners are counted one by one
 
 
 @dataclass(frozen=True)
 class DeclaredSize:
-    """What a header announces; 0 where the format has no header to tell."""
+    """What a file announces; 0 where it does not tell."""
 
     num_vertices: int = 0
     num_faces: int = 0
@@ -34,7 +36,7 @@ def declared_size(source: Path | bytes, file_type: str) -> DeclaredSize:
 
     Args:
         source: a file or its content.
-        file_type: "glb", "gltf", "ply", "stl" or "obj" (which declares nothing).
+        file_type: "glb", "gltf", "obj", "ply" or "stl".
 
     Raises:
         InputError: the header is malformed, or declares more than the file holds.
@@ -42,11 +44,11 @@ def declared_size(source: Path | bytes, file_type: str) -> DeclaredSize:
     readers: dict[str, Callable[[Path | bytes], DeclaredSize]] = {
         "glb": _glb,
         "gltf": _gltf,
+        "obj": _obj,
         "ply": _ply,
         "stl": _stl,
     }
-    reader = readers.get(file_type)
-    return DeclaredSize() if reader is None else reader(source)
+    return readers[file_type](source)
 
 
 def _glb(source: Path | bytes) -> DeclaredSize:
@@ -82,7 +84,14 @@ def _from_gltf(text: bytes) -> DeclaredSize:
             max(sum(f for _, f in sizes), sum(f for _, f in used)),
             num_bytes,
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ArithmeticError,  # a count of 1e999
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError("the glTF's JSON is malformed", fix="export the file again") from error
 
 
@@ -114,14 +123,32 @@ def _accessor_bytes(accessor: dict[str, Any], header: dict[str, Any]) -> int:
     return count * size
 
 
+def _obj(source: Path | bytes) -> DeclaredSize:
+    text = b"\n" + _read(source, _length(source))
+    if b"\0" in text:  # nor UTF-16, whose lines would not be found here
+        raise InputError("the OBJ is no plain text", fix="save it as UTF-8")
+    text = text.replace(b"\r\n", b"\n").replace(b"\\\n", b"")
+    num_vertices = max(text.count(b"\n%b " % key) for key in _OBJ_VERTICES)
+    faces = re.finditer(rb"^f.*", text, re.MULTILINE)
+    return DeclaredSize(num_vertices, sum(_num_triangles(face[0]) for face in faces))
+
+
+def _num_triangles(face: bytes) -> int:
+    """Triangles in a face line of an OBJ; of a very long one at most so many."""
+    if len(face) > _MAX_LINE_BYTES:
+        return len(face) // 2
+    return max(0, len(face.split()) - 3)
+
+
 def _ply(source: Path | bytes) -> DeclaredSize:
     head, end, _ = _read(source, _MAX_HEADER_BYTES).partition(b"end_header")
     if not head.startswith(b"ply") or not end:
         raise InputError("the file is no PLY", fix="give a whole .ply file")
-    counts = {
-        name.decode(): int(count)
-        for name, count in re.findall(rb"^element\s+(\w+)\s+(\d+)", head, re.MULTILINE)
-    }
+    declared = re.findall(rb"^element\s+(\w+)\s+(\d+)", head, re.MULTILINE)
+    try:
+        counts = {name.decode(): int(count) for name, count in declared}
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise InputError("the PLY declares a count that is no number") from error
     if sum(counts.values()) > _length(source):  # every element takes at least one byte
         raise InputError(
             f"the PLY declares {sum(counts.values())} elements in {_length(source)} bytes",

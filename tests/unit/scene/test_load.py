@@ -27,7 +27,7 @@ def glb(header: dict[str, Any], binary: bytes = b"") -> bytes:
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
-def gltf_header(count: int, **accessor: Any) -> dict[str, Any]:
+def gltf_header(count: float, **accessor: Any) -> dict[str, Any]:
     positions = {"componentType": 5126, "count": count, "type": "VEC3", **accessor}
     return {
         "asset": {"version": "2.0"},
@@ -77,9 +77,12 @@ def test_a_compressed_glb_is_refused_by_name() -> None:
         (b"[1, 2", "gltf"),
         (b"ply\nformat ascii 1.0\nelement vertex 99999\nend_header\n", "ply"),
         (b"ply\n", "ply"),
+        (b"ply\nformat ascii 1.0\nelement vertex " + b"9" * 5000 + b"\nend_header\n", "ply"),
+        (glb(gltf_header(float("inf"))), "glb"),
         (b"\0" * 84 + b"1234", "stl"),
         (b"# nothing\n", "obj"),
         (b"v 0 0 0\nv 1 0 0\n", "obj"),
+        ((TRIANGLE + "f 1 2 3\n").encode("utf-16"), "obj"),
         ((TRIANGLE + "f 1 2 9\n").encode(), "obj"),
         ((TRIANGLE + "f 1 2 2\n").encode(), "obj"),
         (b"v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "obj"),
@@ -120,6 +123,25 @@ def test_a_file_over_the_limits_is_refused() -> None:
         load_mesh(obj, "obj", limits=MeshLimits(num_bytes=10))
     with pytest.raises(InputError, match="3 vertices"):
         load_mesh(obj, "obj", limits=MeshLimits(num_vertices=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (TRIANGLE * 4 + "f 1 2 3\n", "12 vertices"),
+        (TRIANGLE + "vt 0 0\n" * 11 + "f 1 2 3\n", "11 vertices"),
+        (TRIANGLE + "f 1 2 3\r\n" * 11, "11 faces"),
+        (TRIANGLE + "f\t1 2 3" + "  1 2 3" * 3 + "\n", "10 faces"),
+        (TRIANGLE + "f" + " 1 2 \\\n" * 6 + "3\n", "11 faces"),
+        (TRIANGLE + "f" + " 1" * 70_000 + "\n", "faces"),
+    ],
+)
+def test_an_obj_over_the_limits_is_refused_before_it_is_parsed(
+    text: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(trimesh, "load_scene")
+    with pytest.raises(InputError, match=what):
+        load_mesh(text.encode(), "obj", limits=MeshLimits(num_vertices=10, num_faces=9))
 
 
 def test_an_obj_keeps_its_materials_and_textures(tmp_path: Path) -> None:
