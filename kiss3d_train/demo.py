@@ -112,8 +112,8 @@ def _generate(out: Path, adapter: Path) -> tuple[str, tuple[str, ...]]:
     from kiss3d_infer.flux.sampling import generate_bundle
     from kiss3d_train.data.shards import ShardReader
 
-    with ShardReader(out / "shards") as reader:
-        prompt = str(reader.describe("train", 0)["caption"])
+    reader = ShardReader(out / "shards")
+    prompt = str(reader.describe("train", 0)["caption"])
     pipeline = load_base(out / "base", dtype="float32")
     apply_lora(pipeline, adapter)
     bundle = generate_bundle(
@@ -196,8 +196,8 @@ def _bundle(path: Path) -> "Tensor":
 def _first_training_bundle(out: Path) -> "Tensor":
     from kiss3d_train.data.shards import ShardReader, decode_sample
 
-    with ShardReader(out / "shards") as reader:
-        return decode_sample(reader.read("train", 0))[0].image
+    reader = ShardReader(out / "shards")
+    return decode_sample(reader.read("train", 0))[0].image
 
 
 def _write_summary(

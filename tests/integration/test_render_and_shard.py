@@ -60,9 +60,9 @@ def test_from_meshes_to_samples(tmp_path: Path) -> None:
         assert report.ok, (path.name, report.problems)
     write_shards(tmp_path / "rendered", tmp_path / "shards", max_samples=5)
     verify(tmp_path / "shards")
-    with ShardReader(tmp_path / "shards") as reader:
-        bundle, meta = decode_sample(reader.read("train", 0))
-        assert reader.num_samples("train") + reader.num_samples("val") == 12
+    reader = ShardReader(tmp_path / "shards")
+    bundle, meta = decode_sample(reader.read("train", 0))
+    assert reader.num_samples("train") + reader.num_samples("val") == 12
     index = int(meta["locator"])
     assert meta["caption"] == make(index).caption
     assert bundle.tile == meta["tile"] == 64

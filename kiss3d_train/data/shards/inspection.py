@@ -58,17 +58,17 @@ def inspect(folder: Path, sheet: Path) -> Inspection:
     categories: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     captions: Counter[str] = Counter()
-    with ShardReader(folder) as reader:
-        places = [(split, i) for split in SPLITS for i in range(reader.num_samples(split))]
-        for split, i in places:
-            meta = reader.describe(split, i)
-            # Shards made elsewhere need only have captions.
-            categories[str(meta.get("category") or "none")] += 1
-            licences[str(meta.get("licence") or "unknown")] += 1
-            captions[meta["caption"]] += 1
-        chosen = Permutation(len(places), "contact sheet")
-        shown = [places[chosen(i)] for i in range(min(NUM_PICTURES, len(places)))]
-        pictures = [_picture(reader, split, i) for split, i in shown]
+    reader = ShardReader(folder)
+    places = [(split, i) for split in SPLITS for i in range(reader.num_samples(split))]
+    for split, i in places:
+        meta = reader.describe(split, i)
+        # Shards made elsewhere need only have captions.
+        categories[str(meta.get("category") or "none")] += 1
+        licences[str(meta.get("licence") or "unknown")] += 1
+        captions[meta["caption"]] += 1
+    chosen = Permutation(len(places), "contact sheet")
+    shown = [places[chosen(i)] for i in range(min(NUM_PICTURES, len(places)))]
+    pictures = [_picture(reader, split, i) for split, i in shown]
     with writing(sheet) as aside:
         contact_sheet(pictures, columns=3, width=1536).save(aside)
     words = sum(len(caption.split()) * count for caption, count in captions.items())

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from kiss3d_infer.bundle.image import Bundle, load_bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
-from kiss3d_train.data.shards.index import SPLITS, Split, check_size, load_index
+from kiss3d_train.data.shards.index import (
+    SPLITS,
+    IndexedSample,
+    Split,
+    check_size,
+    load_index,
+)
 
-_MAKE_AGAIN = "make the shard again"
+_MAKE_AGAIN = "make or fetch the shard again"
 
 
 class ShardReader:
     """Reads any sample with one `pread` per member and checks it against the index.
 
-    Safe to share between threads, and to send to another process (files open on first use).
+    It holds no open file: threads may share it, and other processes may be sent it.
 
     Args:
         folder: the data set.
@@ -38,30 +43,10 @@ class ShardReader:
             split: [(s, r) for s, shard in enumerate(shards) for r in range(len(shard.samples))]
             for split, shards in self._shards.items()
         }
-        self._open: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files; they open again on use."""
-        with ExitStack() as stack:
-            while self._open:
-                stack.callback(os.close, self._open.popitem()[1])
 
     def num_samples(self, split: Split) -> int:
         """How many samples a split has."""
         return len(self._rows[split])
-
-    def counts(self, split: Split) -> list[int]:
-        """Samples per shard of a split, as `SampleOrder` wants them."""
-        return [len(shard.samples) for shard in self._shards[split]]
 
     def key(self, split: Split, index: int) -> str:
         """The key of sample `index` of a split."""
@@ -79,20 +64,7 @@ class ShardReader:
     def read_at(self, split: Split, shard: int, row: int) -> dict[str, bytes]:
         """The members of the sample at a (shard, row), by extension."""
         indexed = self._shards[split][shard]
-        sample = indexed.samples[row]
-        path = self.folder / indexed.name
-        file = self._file(path)
-        members = {
-            extension: os.pread(file, size, offset)
-            for extension, (offset, size) in sample.members.items()
-        }
-        if sha256_of(b"".join(members.values())) != sample.sha256:
-            raise InputError(
-                "the sample's bytes differ from the index",
-                where=f"{path}:{sample.key}",
-                fix="'kiss3d data verify' lists all damage; make or fetch the shard again",
-            )
-        return members
+        return read_members(self.folder / indexed.name, indexed.samples[row])
 
     def describe(self, split: Split, index: int) -> dict[str, Any]:
         """The description of sample `index` of a split: caption, source, licence, checksums.
@@ -102,10 +74,31 @@ class ShardReader:
         """
         return _description(self.read(split, index), self.key(split, index))
 
-    def _file(self, path: Path) -> int:
-        if path.name not in self._open:
-            self._open[path.name] = os.open(path, os.O_RDONLY)
-        return self._open[path.name]
+
+def read_members(tar: Path, sample: IndexedSample) -> dict[str, bytes]:
+    """The members of a sample by extension.
+
+    Raises:
+        InputError: they cannot be read, or are not those that were indexed.
+    """
+    try:
+        # Opened each time: data sets have more shards than a process may have open files.
+        with tar.open("rb", buffering=0) as file:
+            members = {
+                extension: os.pread(file.fileno(), size, offset)
+                for extension, (offset, size) in sample.members.items()
+            }
+    except OSError as error:
+        raise InputError(
+            f"a shard cannot be read: {error.strerror}", where=tar, fix=_MAKE_AGAIN
+        ) from error
+    if sha256_of(b"".join(members.values())) != sample.sha256:
+        raise InputError(
+            "the sample's bytes differ from the index",
+            where=f"{tar}:{sample.key}",
+            fix=_MAKE_AGAIN,
+        )
+    return members
 
 
 def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bundle, dict[str, Any]]:

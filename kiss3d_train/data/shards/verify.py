@@ -16,7 +16,7 @@ from kiss3d_train.data.shards.index import (
     digest_of,
     load_index,
 )
-from kiss3d_train.data.shards.reader import decode_sample
+from kiss3d_train.data.shards.reader import decode_sample, read_members
 
 
 def verify(folder: Path) -> ShardIndex:
@@ -62,18 +62,14 @@ def _damage(path: Path, shard: IndexedShard, index: ShardIndex) -> Iterator[str]
     if places != indexed:
         yield f"the members of {path.name} are not those indexed"
         return
-    with path.open("rb") as file:
-        for sample in shard.samples:
-            members = {}
-            for extension, (offset, size) in sample.members.items():
-                file.seek(offset)
-                members[extension] = file.read(size)
-            try:
-                bundle, _ = decode_sample(members, where=f"{path.name}:{sample.key}")
-                if (bundle.layout, bundle.tile) != (index.layout, index.tile):
-                    yield f"{path.name}:{sample.key} has another layout or tile size"
-            except InputError as error:
-                yield str(error)
+    for sample in shard.samples:
+        where = f"{path.name}:{sample.key}"
+        try:
+            bundle, _ = decode_sample(read_members(path, sample), where)
+            if (bundle.layout, bundle.tile) != (index.layout, index.tile):
+                yield f"{where} has another layout or tile size"
+        except InputError as error:
+            yield f"{error.what} ({error.where})"
 
 
 def _tar_members(path: Path) -> dict[str, tuple[int, int]]:

@@ -33,21 +33,21 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_sample_is_in_exactly_one_split(rendered: Path, shards: Path) -> None:
-    with ShardReader(shards) as reader:
-        keys = [reader.key(s, i) for s in SPLITS for i in range(reader.num_samples(s))]
-        assert sorted(keys) == sorted(path.stem for path in rendered.glob("*.json"))
-        assert reader.num_samples("val") >= 1
-        assert max(reader.counts("train")) <= 4 and len(reader.counts("train")) >= 3
+    reader = ShardReader(shards)
+    keys = [reader.key(s, i) for s in SPLITS for i in range(reader.num_samples(s))]
+    assert sorted(keys) == sorted(path.stem for path in rendered.glob("*.json"))
+    assert reader.num_samples("val") >= 1
+    assert max(reader.index.counts("train")) <= 4 and len(reader.index.counts("train")) >= 3
 
 
 def test_reading_returns_the_rendered_pixels_and_description(rendered: Path, shards: Path) -> None:
-    with ShardReader(shards) as reader:
-        for index in range(reader.num_samples("train")):
-            bundle, meta = decode_sample(reader.read("train", index))
-            original = load_bundle(rendered / f"{meta['key']}.bundle.png")
-            assert bundle.image.equal(original.image) and bundle.layout == original.layout
-            before = json.loads((rendered / f"{meta['key']}.json").read_bytes())
-            assert {k for k in meta if meta[k] != before[k]} == {"bundle_sha256"}
+    reader = ShardReader(shards)
+    for index in range(reader.num_samples("train")):
+        bundle, meta = decode_sample(reader.read("train", index))
+        original = load_bundle(rendered / f"{meta['key']}.bundle.png")
+        assert bundle.image.equal(original.image) and bundle.layout == original.layout
+        before = json.loads((rendered / f"{meta['key']}.json").read_bytes())
+        assert {k for k in meta if meta[k] != before[k]} == {"bundle_sha256"}
 
 
 def test_the_same_samples_give_the_same_bytes(rendered: Path, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_plain_webdataset_reads_them_without_pickle(shards: Path) -> None:
         }
     )
     samples = {sample["__key__"]: sample for sample in dataset}
-    with ShardReader(shards) as reader:
-        assert set(samples) == {reader.key("train", i) for i in range(reader.num_samples("train"))}
-        bundle, meta = decode_sample(reader.read("train", 0))
+    reader = ShardReader(shards)
+    assert set(samples) == {reader.key("train", i) for i in range(reader.num_samples("train"))}
+    bundle, meta = decode_sample(reader.read("train", 0))
     twin = samples[meta["key"]]
     assert np.array_equal(np.asarray(bundle.to_pil()), twin["bundle.webp"])
     assert twin["json"] == meta
@@ -103,6 +103,16 @@ def test_a_reader_can_be_sent_to_another_process(shards: Path) -> None:
     reader = ShardReader(shards)
     first = reader.read("train", 0)
     assert pickle.loads(pickle.dumps(reader)).read("train", 0) == first  # noqa: S301
+
+
+def test_reading_many_shards_keeps_no_file_open(rendered: Path, tmp_path: Path) -> None:
+    write_shards(rendered, tmp_path / "shards", max_samples=1)
+    reader = ShardReader(tmp_path / "shards")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for index in range(reader.num_samples("train")):
+        reader.read("train", index)
+    assert len(reader.index.of("train")) > 5
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_sound_data_set_is_verified(shards: Path) -> None:
@@ -120,12 +130,14 @@ def test_a_changed_byte_is_found(shards: Path) -> None:
     shard = index.of("train")[0]
     offset, size = shard.samples[1].members["bundle.webp"]
     _flip(shards / shard.name, offset + size // 2)
-    with pytest.raises(InputError, match=f"checksum of {shard.name} differs"):
+    with pytest.raises(InputError, match=f"checksum of {shard.name} differs") as error:
         verify(shards)
-    with ShardReader(shards) as reader:
-        reader.read_at("train", 0, 0)
-        with pytest.raises(InputError, match="differ from the index") as error:
-            reader.read_at("train", 0, 1)
+    assert f"{shard.name}:{shard.samples[1].key}" in str(error.value)
+    assert shard.samples[0].key not in str(error.value)
+    reader = ShardReader(shards)
+    reader.read_at("train", 0, 0)
+    with pytest.raises(InputError, match="differ from the index") as error:
+        reader.read_at("train", 0, 1)
     assert shard.samples[1].key in str(error.value)
 
 
@@ -194,11 +206,10 @@ def _put(shards: Path, changed: dict[str, bytes]) -> str:
     index = load_index(shards)
     place = index.shards.index(index.of("train")[0])
     shard, tar = index.shards[place], shards / "train-00000.tar"
-    with ShardReader(shards) as reader:
-        samples = [
-            (sample.key, reader.read_at("train", 0, row))
-            for row, sample in enumerate(shard.samples)
-        ]
+    reader = ShardReader(shards)
+    samples = [
+        (sample.key, reader.read_at("train", 0, row)) for row, sample in enumerate(shard.samples)
+    ]
     samples[1][1].update(changed)
     replaced = list(index.shards)
     replaced[place] = write_shard(tar, "train", samples)

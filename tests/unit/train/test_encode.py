@@ -23,8 +23,8 @@ from kiss3d_train.data.shards import ShardReader, load_index
 
 
 def number_of(shards: Path, row: int) -> int:
-    with ShardReader(shards) as reader:
-        return int(json.loads(reader.read("train", row)["json"])["number"])
+    reader = ShardReader(shards)
+    return int(json.loads(reader.read("train", row)["json"])["number"])
 
 
 @pytest.fixture
