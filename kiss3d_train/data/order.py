@@ -45,7 +45,7 @@ class Permutation:
 
 
 class SampleOrder:
-    """Maps a global position to the (shard, row) of the sample that is trained on there.
+    """Maps an index of an epoch to the sample that is trained on there.
 
     Args:
         counts: samples per shard.
@@ -64,11 +64,6 @@ class SampleOrder:
             raise InputError("the data set has no samples", fix="render and shard some meshes")
         self._first = list(accumulate(self.counts, initial=0))
         self._shards = self._shard_order(0)
-
-    def __call__(self, position: int) -> tuple[int, int]:
-        """The (shard, row) at a global position; epoch = position // num_samples."""
-        epoch, index = divmod(position, self.num_samples)
-        return self.at(epoch, index)
 
     def at(self, epoch: int, index: int) -> tuple[int, int]:
         """The (shard, row) at an index of an epoch."""

@@ -49,28 +49,13 @@ def test_flat_index_numbers_samples_over_all_shards() -> None:
     assert flat[5] == sum(COUNTS[:shard]) + row
 
 
-def _global_batches(world_size: int, first: int, last: int) -> list[list[tuple[int, int]]]:
-    """What `world_size` fresh workers read together, rank by rank, in steps of 16 samples."""
-    batches = []
-    share = 16 // world_size
-    orders = [SampleOrder(COUNTS, seed=7) for _ in range(world_size)]
-    for step in range(first, last):
-        batch = []
-        for rank, order in enumerate(orders):
-            start = step * 16 + rank * share
-            batch += [order(position) for position in range(start, start + share)]
-        batches.append(batch)
-    return batches
-
-
-@pytest.mark.parametrize("world_size", [2, 4, 16])
-def test_global_batches_do_not_depend_on_the_number_of_workers(world_size: int) -> None:
-    assert _global_batches(world_size, 0, 20) == _global_batches(1, 0, 20)
-
-
-def test_resumes_anywhere_with_another_number_of_workers() -> None:
-    parts = _global_batches(4, 0, 7) + _global_batches(1, 7, 11) + _global_batches(2, 11, 20)
-    assert parts == _global_batches(1, 0, 20)
+def test_any_place_is_found_without_walking_to_it() -> None:
+    order = SampleOrder(COUNTS, seed=7)
+    places = [(epoch, index) for epoch in range(3) for index in range(order.num_samples)]
+    walked = [order.flat(*place) for place in places]
+    # As after a restart, or in a worker that reads every other place.
+    assert [SampleOrder(COUNTS, seed=7).flat(*place) for place in places[::7]] == walked[::7]
+    assert [order.flat(*place) for place in places[::-1]] == walked[::-1]
 
 
 def test_an_empty_data_set_is_refused() -> None:
