@@ -58,6 +58,14 @@ def test_shift_matches_the_scheduler_used_for_sampling() -> None:
     assert [shifted(float(t), 1.2) for t in times] == pytest.approx(expected.tolist(), rel=1e-6)
 
 
+def test_noise_does_not_depend_on_the_recipe() -> None:
+    other = ObjectiveSection(timesteps="uniform", caption_dropout=0.5)
+    for number in range(500):
+        one, same = (draw(o, (number,), (1, 2, 2)) for o in (OBJECTIVE, other))
+        assert torch.equal(one.noise_chw, same.noise_chw)
+        assert torch.equal(one.posterior_chw, same.posterior_chw)
+
+
 def test_noise_level_keeps_its_ends() -> None:
     assert shifted(0.0, 1.5) == 0.0
     assert shifted(1.0, 1.5) == 1.0
