@@ -189,7 +189,6 @@ def _write(
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "step": step,
-        "position": step * identity.global_batch,
         "identity": asdict(identity),
         "tracking_run": tracking_run,
         "files": {name: sha256_of(folder / name) for name in (_WEIGHTS_FILE, _MOMENTS_FILE)},

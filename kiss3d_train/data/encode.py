@@ -137,12 +137,8 @@ class ShardEncoder:
         with writing(tar) as aside:
             with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
                 samples, prompts = self._write(archive, shard, number)
-            record = LatentShard(
-                size=aside.stat().st_size,
-                sha256=sha256_of(aside),
-                samples=tuple(samples),
-                prompts=prompts,
-            )
+            size = aside.stat().st_size
+        record = LatentShard(size=size, samples=tuple(samples), prompts=prompts)
         with writing(tar.with_suffix(".json")) as aside:
             aside.write_text(record.model_dump_json(), encoding="utf-8")
         return len(samples)

@@ -7,7 +7,8 @@
 
 A tar holds `<key>.latent.safetensors` (mean, logvar of the scaled posterior, float16), `<key>.json`
 (which prompts) and each distinct prompt once, `<digest>.prompt.safetensors` (states, pooled).
-Names follow contents: shards may come, go, or be shared by data sets without encoding them again.
+Names follow contents: a shard with the same bytes is encoded once, whichever data sets hold it; one
+that gained or lost a sample is another shard, and is encoded whole.
 """
 
 import json
@@ -15,8 +16,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_train.data.order import SampleOrder
 from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex, Split
-from kiss3d_train.data.stream import Sample
+from kiss3d_train.data.stream import OrderFn, Sample
 
 ENCODER_FILE = "encoder.json"
 LATENT, PROMPT = "latent.safetensors", "prompt.safetensors"
@@ -65,8 +64,6 @@ class LatentShard(Config):
 
     size: int
     """Bytes of the tar."""
-    sha256: str
-    """Of the tar."""
     samples: tuple[IndexedSample, ...]
     prompts: dict[str, IndexedSample]
 
@@ -148,7 +145,6 @@ class LatentSplit:
         self._tars = [tar_of(folder, shard) for shard in shards]
         self._indices = [read_latent_shard(folder, shard) for shard in shards]
         self._counts = tuple(len(shard.samples) for shard in shards)
-        self._starts = list(accumulate(self._counts, initial=0))
         self._rows = [(s, r) for s, count in enumerate(self._counts) for r in range(count)]
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -159,9 +155,9 @@ class LatentSplit:
         shard, row = self._rows[index]
         return self.read(shard, row)
 
-    def order(self, seed: int) -> "Order":
+    def order(self, seed: int) -> OrderFn:
         """In which order training visits the samples."""
-        return Order(SampleOrder(self._counts, seed), self._starts)
+        return SampleOrder(self._counts, seed).flat
 
     def read(self, shard: int, row: int) -> Sample:
         """The sample at a row of a shard.
@@ -212,19 +208,6 @@ class LatentSplit:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
         return self._open[shard]
-
-
-@dataclass(frozen=True)
-class Order:
-    """(epoch, position in the epoch) -> index of a sample in its split."""
-
-    order: SampleOrder
-    starts: Sequence[int]
-
-    def __call__(self, epoch: int, place: int) -> int:
-        """The index."""
-        shard, row = self.order.at(epoch, place)
-        return self.starts[shard] + row
 
 
 def open_split(folder: Path, index: ShardIndex, split: Split) -> LatentSplit:
