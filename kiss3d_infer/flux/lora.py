@@ -3,7 +3,8 @@
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,7 +90,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
         # Only a path brings the header along, with the alpha in it.
         source = str(file) if is_native else weights
         # peft's and diffusers' hints are of no use here: the fit is checked above.
-        with warnings.catch_warnings(action="ignore"), quiet_libraries():
+        with warnings.catch_warnings(action="ignore"), quiet_libraries(), _explaining(file):
             pipeline.load_lora_weights(source, adapter_name=name, local_files_only=True)
     pipeline.set_adapters([name], [scale])
     return LoraInfo(max(ranks.values()), len(ranks), lora_format, metadata)
@@ -164,6 +165,17 @@ def _parse_metadata(header: Mapping[str, str], file: Path) -> LoraMetadata | Non
             f"this version cannot read the LoRA's header: {explain(error, LoraMetadata)}",
             where=file,
             fix="use the version of kiss3d that wrote it",
+        ) from error
+
+
+@contextmanager
+def _explaining(file: Path) -> Iterator[None]:
+    """The tensors fit by now, so what the libraries still stumble over is the header."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"the header's {_DIFFUSERS_HEADER!r} is damaged: {type(error).__name__}", where=file
         ) from error
 
 

@@ -250,6 +250,15 @@ def test_a_strange_header_is_refused_before_anything_is_applied(
     assert not hasattr(pipeline.transformer, "peft_config")
 
 
+@pytest.mark.parametrize("header", ["{", "[]", "{}", '{"transformer.colour": "red"}'])
+def test_a_damaged_diffusers_header_is_refused(pipeline, tmp_path, header):
+    tensors = {key: torch.zeros(shape) for key, shape in GOOD.items()}
+    save_file(tensors, tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": header})
+    with pytest.raises(InputError, match="'lora_adapter_metadata' is damaged"):
+        apply_lora(pipeline, tmp_path / "l.safetensors")
+    assert not hasattr(pipeline.transformer, "peft_config")
+
+
 def test_missing_truncated_and_pickled_files_are_refused(pipeline, trained, tmp_path):
     with pytest.raises(InputError, match="no LoRA here"):
         apply_lora(pipeline, tmp_path)
