@@ -21,6 +21,11 @@ PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """The networks of a base. `text_encoder` is CLIP, `text_encoder_2` is T5."""
 
 _TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_CONFIGURATIONS = (
+    *(f"{part}/config.json" for part in PARTS),
+    *(f"{tokenizer}/tokenizer_config.json" for tokenizer in _TOKENIZER_OF.values()),
+    "scheduler/scheduler_config.json",
+)
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 
@@ -40,9 +45,12 @@ def create_random_base(config_folder: Path, out: Path, seed: int) -> Path:
         `out`.
 
     Raises:
-        InputError: the configuration is not found, or `out` exists.
+        InputError: the configuration of a part is missing or no JSON, or `out` exists.
     """
     _require_index(config_folder)
+    # transformers would look for a missing one on the network.
+    for name in _CONFIGURATIONS:
+        _json_object(config_folder / name)
     if out.exists():
         raise InputError("it exists already", where=out, fix="choose another folder or delete it")
     aside = writable_folder(out.parent) / f".{out.name}.partial"
@@ -191,22 +199,31 @@ def _absent(parts: Collection[str]) -> dict[str, None]:
 
 def _require_index(folder: Path) -> dict[str, Any]:
     file = folder / "model_index.json"
-    try:
-        index: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise InputError(
             "a base folder needs model_index.json and one folder per part",
             where=folder,
             fix="give a diffusers folder; for a single file, put the contents of "
             "configs/models/flux1-dev and FLUX.1-dev's tokenizers beside it",
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("not valid JSON", where=file, fix="fetch the base again") from error
+        )
+    index = _json_object(file)
     if index.get("_class_name") != "FluxPipeline":
         raise InputError(
             f"this is a {index.get('_class_name')}", where=folder, fix="give a FluxPipeline"
         )
     return index
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=file) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("not valid JSON", where=file, fix="fetch the base again") from error
+    if not isinstance(content, dict):
+        raise InputError("not a JSON object", where=file, fix="fetch the base again")
+    return content
 
 
 def _has_weights(part: Path) -> bool:
@@ -309,7 +326,7 @@ def _random_pipeline(folder: Path) -> "FluxPipeline":
 
 
 def _max_length(tokenizer: Path) -> int:
-    return int(json.loads((tokenizer / "tokenizer_config.json").read_text())["model_max_length"])
+    return int(_json_object(tokenizer / "tokenizer_config.json")["model_max_length"])
 
 
 def _narrow_posterior(vae: Any) -> None:

@@ -47,10 +47,33 @@ def test_creating_over_something_is_refused(tiny_base):
         create_random_base(CONFIGS / "tiny", tiny_base, seed=0)
 
 
+PART_CONFIGS = [
+    *(f"{part}/config.json" for part in PARTS),
+    "tokenizer/tokenizer_config.json",
+    "tokenizer_2/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), ("{", "not valid JSON"), ("[]", "not a JSON object")],
+)
+@pytest.mark.parametrize("file", PART_CONFIGS)
+def test_a_part_without_a_configuration_is_refused(tmp_path, no_network, file, content, message):
+    config = Path(shutil.copytree(CONFIGS / "tiny", tmp_path / "config"))
+    (config / file).unlink()
+    if content:
+        (config / file).write_text(content)
+    with pytest.raises(InputError, match=rf"{message}.*{file}"):
+        create_random_base(config, tmp_path / "out" / "base", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failed_creation_leaves_nothing_behind(tmp_path):
     config = Path(shutil.copytree(CONFIGS / "tiny", tmp_path / "config"))
-    (config / "vae" / "config.json").unlink()
-    with pytest.raises(OSError, match="config"):
+    (config / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(KeyError, match="model_max_length"):
         create_random_base(config, tmp_path / "out" / "base", seed=0)
     assert list((tmp_path / "out").iterdir()) == []
 
