@@ -21,8 +21,11 @@ Tile = Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Distilled guidance.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; default: cuda when there is one.")]
 Init = Annotated[Literal["carve", "hull", "sphere"], typer.Option(help="Start shape.")]
-Faces = Annotated[int, typer.Option(min=100, help="Target number of triangles.")]
-TextureSize = Annotated[int, typer.Option(min=64, help="Side of the texture in pixels.")]
+# The bounds of ReconstructSettings, which is not imported here: pydantic would slow the start.
+Faces = Annotated[
+    int, typer.Option(min=100, max=200_000, help="Most triangles; beyond 40,000 it takes long.")
+]
+TextureSize = Annotated[int, typer.Option(min=64, max=8192, help="Side of the texture in pixels.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the bundle fails validation.")]
 
 _DEFAULT_MODEL = Path("models/FLUX.1-dev")

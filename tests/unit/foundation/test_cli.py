@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kiss3d_infer import cli
+from kiss3d_infer.reconstruct import ReconstructSettings
+
 
 def kiss3d(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from kiss3d_train.cli import main; main()", *arguments]
@@ -27,6 +30,8 @@ def test_help_loads_no_heavy_library() -> None:
         (["train", "validate", "absent.yaml"], "no such configuration file"),
         (["reconstruct", "absent.png", "-o", "a.glb"], "no such bundle image"),
         (["generate", "a chair", "-o", "b.png", "--device", "tpu"], "device"),
+        (["reconstruct", "b.png", "-o", "a.glb", "--faces", "300000"], "200000"),
+        (["reconstruct", "b.png", "-o", "a.glb", "--texture-size", "9000"], "8192"),
         (["data", "render", "--source", "nowhere", "--out", "o"], "nowhere"),
         # Refused before any model is looked for:
         (["generate", "a chair", "-o", "b.jpg"], ".png or .webp"),
@@ -42,6 +47,13 @@ def test_bad_input_exits_with_2_and_one_sentence(
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_reconstruct_options_have_the_settings_bounds() -> None:
+    schema = ReconstructSettings.model_json_schema()["properties"]
+    for option, field in ((cli.Faces, "num_faces"), (cli.TextureSize, "texture_size")):
+        (bounds,) = option.__metadata__
+        assert (bounds.min, bounds.max) == (schema[field]["minimum"], schema[field]["maximum"])
 
 
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
