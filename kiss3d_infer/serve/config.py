@@ -39,7 +39,7 @@ class ReplicaConfig(Config):
 
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)
-    """Cores per replica: Ray reserves them, and computation uses that many threads."""
+    """Cores that Ray sets aside per replica; a booking, no limit: rasterizing uses every core."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs per replica; a fraction shares one, none means the CPU."""
 

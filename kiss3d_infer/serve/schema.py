@@ -138,7 +138,8 @@ class TaskView(BaseModel):
     progress: float
     """Share of the stage that is done, 0 to 1."""
     request: dict[str, Any]
-    """What was asked for, with the server's settings filled in; without the uploaded image."""
+    """What was asked for, without the uploaded image. A prompt's `steps`, `guidance` and `tile` are
+    filled in; a null in `settings` stands for whatever the server has set when the mesh is made."""
     error: str | None
     result: TaskResult
     created: datetime
