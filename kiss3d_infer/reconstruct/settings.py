@@ -1,7 +1,7 @@
 """What a user may choose about a reconstruction, and what comes out."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -10,19 +10,23 @@ from kiss3d_infer.config import Config
 if TYPE_CHECKING:
     from kiss3d_infer.scene.mesh import Mesh
 
+StartName = Literal["carve", "hull", "sphere"]
+NumFaces = Annotated[int, Field(ge=100, le=200_000)]
+TextureSize = Annotated[int, Field(ge=64, le=8192)]
+
 
 class ReconstructSettings(Config):
     """How a bundle becomes a mesh."""
 
-    init: Literal["carve", "hull", "sphere"] = "carve"
+    init: StartName = "carve"
     """First shape: the views' hull carved by their normals, the hull alone, or a ball."""
     coarse_steps: int = Field(150, ge=0, le=2000)
     """Gradient steps at up to 256 pixels per view."""
     fine_steps: int = Field(40, ge=0, le=2000)
     """Gradient steps at up to 512 pixels per view."""
-    num_faces: int = Field(20_000, ge=100, le=200_000)
+    num_faces: NumFaces = 20_000
     """Most faces of the result; unwrapping takes long beyond 40,000."""
-    texture_size: int = Field(1024, ge=64, le=8192)
+    texture_size: TextureSize = 1024
     """Side of the square texture in texels."""
 
 

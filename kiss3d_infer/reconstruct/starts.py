@@ -1,13 +1,13 @@
 """Initial shapes: a sphere, the silhouettes' hull, or the hull carved by integrated normals."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from kiss3d_infer.reconstruct.integrate import integrate_normals, perspective_normals
+from kiss3d_infer.reconstruct.settings import StartName
 from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.reconstruct.topology import Float32, Int32
 from kiss3d_infer.reconstruct.volume import (
@@ -19,8 +19,6 @@ from kiss3d_infer.reconstruct.volume import (
     surface,
     visual_hull,
 )
-
-StartName = Literal["carve", "hull", "sphere"]
 
 _NUM_VOXELS = 96
 _DEPTH_SIZE = 128

@@ -9,7 +9,7 @@ from kiss3d_infer.config import Config
 from kiss3d_infer.devices import Device, pick_device
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
-from kiss3d_infer.serve.schema import Tile
+from kiss3d_infer.serve.schema import Guidance, Steps, Tile
 
 
 class HttpConfig(Config):
@@ -64,8 +64,8 @@ class GeneratorConfig(ReplicaConfig):
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Default: bfloat16 on a GPU, float32 on the CPU."""
     tile: Tile = 512
-    steps: int = Field(20, ge=1, le=100)
-    guidance: float = Field(3.5, ge=0, le=20)
+    steps: Steps = 20
+    guidance: Guidance = 3.5
 
 
 class ReconstructorConfig(ReplicaConfig):

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from kiss3d_infer.reconstruct.settings import NumFaces, StartName, TextureSize
 from kiss3d_infer.serve.store import Status
 
 MAX_TILE = 1024
@@ -41,6 +42,8 @@ def _decoded(value: object) -> bytes:
 
 Tile = Annotated[int, Field(ge=64, le=MAX_TILE), AfterValidator(_multiple_of_16)]
 Base64 = Annotated[bytes, BeforeValidator(_decoded)]
+Steps = Annotated[int, Field(ge=1, le=100)]
+Guidance = Annotated[float, Field(ge=0, le=20)]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
@@ -60,12 +63,12 @@ class _Message(BaseModel):
 class MeshSettings(_Message):
     """How the mesh is made; what is left out is the server's own setting."""
 
-    init: Literal["carve", "hull", "sphere"] | None = None
+    init: StartName | None = None
     """What the optimisation starts from."""
-    num_faces: Annotated[int, Field(ge=100, le=200_000)] | None = None
+    num_faces: NumFaces | None = None
     """Triangles wanted."""
-    texture_size: Annotated[int, Field(ge=64, le=4096)] | None = None
-    """Side of the texture in pixels."""
+    texture_size: Annotated[TextureSize, Field(le=4096)] | None = None
+    """Side of the texture in texels; larger ones would take gigabytes that others need."""
 
 
 class TextTo3D(_Message):
@@ -76,9 +79,9 @@ class TextTo3D(_Message):
     """The object to make, in English."""
     seed: int = Field(0, ge=0, lt=2**32)
     """The same seed, settings and model give the same bundle."""
-    steps: Annotated[int, Field(ge=1, le=100)] | None = None
+    steps: Steps | None = None
     """Denoising steps."""
-    guidance: Annotated[float, Field(ge=0, le=20)] | None = None
+    guidance: Guidance | None = None
     """Strength of the distilled guidance."""
     tile: Tile | None = None
     """Side of one view in pixels; the bundle is 4 x 2 tiles."""
