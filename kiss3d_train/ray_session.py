@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from kiss3d_infer.errors import InputError
+
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every print of a Train worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at such a check
     "PYTHONWARNINGS": "ignore::FutureWarning",
 }
+
+
+_WRAPPED_IN = ("cause", "controller_failure", "__cause__")
+"""Attributes in which Ray's errors hold another."""
 
 
 @contextmanager
@@ -48,15 +54,17 @@ def ray_session(min_cpus: int = 1) -> Iterator[dict[str, Any]]:
 @contextmanager
 def unwrapped() -> Iterator[None]:
     """Raise what a task or a training worker raised, if it was wrong input, as itself."""
-    from kiss3d_infer.errors import InputError
-
     try:
         yield
     except Exception as error:
-        for cause in _causes(error):
-            if isinstance(cause, InputError):
-                raise InputError(cause.what, where=cause.where, fix=cause.fix) from error
+        if cause := find_input_error(error):
+            raise InputError(cause.what, where=cause.where, fix=cause.fix) from error
         raise
+
+
+def find_input_error(error: BaseException) -> InputError | None:
+    """The wrong input behind an error, if that is what it comes from."""
+    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -69,5 +77,5 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        todo += [getattr(current, "cause", None), current.__cause__]
+        todo += [getattr(current, name, None) for name in _WRAPPED_IN]
         todo += list(getattr(current, "worker_failures", {}).values())

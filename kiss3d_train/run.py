@@ -23,7 +23,7 @@ from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.loop import STOP_FILE
-from kiss3d_train.ray_session import ray_session, unwrapped
+from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
@@ -206,8 +206,18 @@ def _fit(job: Job) -> Outcome:
 
 
 def _create_trainer(job: Job) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    class EndAtBadInput(UserCallback):  # type: ignore[misc]
+        """Raise a worker's InputError in Ray's controller, which ends: input is no better twice."""
+
+        def after_exception(
+            self, run_context: object, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            for error in worker_exceptions.values():
+                if cause := find_input_error(error):
+                    raise cause
 
     scaling, run = job.config.scaling, job.config.run
     resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
@@ -225,6 +235,7 @@ def _create_trainer(job: Job) -> Any:
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=str(run.dir / "ray"),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
+            callbacks=[EndAtBadInput()],
         ),
     )
 
