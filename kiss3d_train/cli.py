@@ -108,12 +108,29 @@ def shard(
 def encode(
     shards: Annotated[Path, typer.Argument(help="Folder left by 'data shard'.")],
     base: infer.Model,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
+    ] = None,
+    device: infer.Device = "auto",
 ) -> None:
-    """Cache VAE latents and text embeddings of a base model."""
+    """Cache VAE latents and text embeddings of a base model; training does it where it is missing.
+
+    The text encoders run in bfloat16 on CUDA and in float32 on the CPU: a recipe with another
+    base.dtype encodes again.
+    """
+    from kiss3d_infer.devices import pick_device
+    from kiss3d_train.config import latents_beside
     from kiss3d_train.data.encode import encode_shards
 
-    typer.echo(encode_shards(shards, base, out))
+    place = pick_device(device)
+    folder = encode_shards(
+        shards,
+        base,
+        out or latents_beside(shards),
+        dtype=place.dtype,
+        use_gpu=place.name != "cpu",
+    )
+    typer.echo(folder)
 
 
 @data.command()

@@ -198,4 +198,10 @@ class TrainConfig(Config):
     @property
     def latents_root(self) -> Path:
         """Folder that holds the latent caches of this data set, one per encoder."""
-        return self.data.latents or self.data.shards.with_name(f"{self.data.shards.name}.latents")
+        return self.data.latents or latents_beside(self.data.shards)
+
+
+def latents_beside(shards: Path) -> Path:
+    """Where the latents of a data set lie when nothing else is said."""
+    folder = shards.absolute()
+    return folder.with_name(f"{folder.name}.latents")

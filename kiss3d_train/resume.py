@@ -36,7 +36,7 @@ def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
     return Identity(
         base=base,
         data=index.digest,
-        encoder=describe_encoder(config.base.path, base, index.layout).identity,
+        encoder=describe_encoder(config.base.path, base, index.layout, config.base.dtype).identity,
         modules=tuple(adapted_modules(config)),
         rank=config.adapter.rank,
         alpha=config.adapter.resolved_alpha,

@@ -6,12 +6,14 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder, writing
 from kiss3d_infer.flux.base import base_identity, load_base
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 _ENCODER_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _CAPTIONS_PER_PASS = 8
+_PROCESS_BYTES = 2**30
+"""Memory of an encoder's process beside its weights."""
 _DETERMINISTIC_LOGVAR = -30.0
 """AutoencoderKL's own lower bound; for an autoencoder without a posterior."""
 
@@ -64,7 +68,8 @@ def encode_shards(
         shards: the data set.
         base: the model whose VAE and text encoders are used.
         out: root of the cache, which may hold the work of several encoders.
-        dtype: of the text encoders; the VAE always runs in float32.
+        dtype: of the text encoders, base.dtype of the recipe that will train on the result; the VAE
+            always runs in float32.
         use_gpu: one GPU per encoder process, else one CPU core.
         identity: `base_identity(base)`, if it is known already.
 
@@ -75,7 +80,7 @@ def encode_shards(
         InputError: the data set or the base cannot be read, or `out` cannot be written.
     """
     index = load_index(shards)
-    encoder = describe_encoder(base, identity or base_identity(base), index.layout)
+    encoder = describe_encoder(base, identity or base_identity(base), index.layout, dtype)
     folder = create_cache(encoder, out)
     todo = [
         (split, number)
@@ -84,7 +89,7 @@ def encode_shards(
         if not is_encoded(folder, shard)
     ]
     if todo:
-        _encode_over_ray(shards, base, folder, todo, dtype=dtype, use_gpu=use_gpu)
+        _encode_over_ray(shards, base, folder, todo, use_gpu=use_gpu)
     return folder
 
 
@@ -103,13 +108,14 @@ def create_cache(encoder: Encoder, out: Path) -> Path:
     return folder
 
 
-def describe_encoder(base: Path, identity: str, layout: Any) -> Encoder:
+def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str) -> Encoder:
     """The encoder that a base gives, without loading weights."""
     folder = base if base.is_dir() else base.parent
     vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
     scaling, shift = vae.get("scaling_factor"), vae.get("shift_factor")
     return Encoder(
         base=identity,
+        dtype=dtype,
         layout=layout,
         scaling=1.0 if scaling is None else scaling,
         shift=0.0 if shift is None else shift,
@@ -119,9 +125,10 @@ def describe_encoder(base: Path, identity: str, layout: Any) -> Encoder:
 class ShardEncoder:
     """Holds the VAE and the text encoders, and encodes one shard after the other."""
 
-    def __init__(self, shards: Path, base: Path, folder: Path, dtype: str, device: str) -> None:
+    def __init__(self, shards: Path, base: Path, folder: Path, device: str) -> None:
         self._reader = ShardReader(shards)
         self._folder = folder
+        dtype = read_encoder(folder).dtype
         self._pipeline = load_base(base, dtype=dtype, device=device, parts=_ENCODER_PARTS)
         if dtype != "float32":
             self._pipeline.vae.to(torch.float32)
@@ -199,7 +206,6 @@ def _encode_over_ray(
     folder: Path,
     todo: Sequence[tuple[Split, int]],
     *,
-    dtype: str,
     use_gpu: bool,
 ) -> None:
     import ray
@@ -208,12 +214,13 @@ def _encode_over_ray(
     from kiss3d_train.ray_session import ray_session, unwrapped
 
     with ray_session() as resources, unwrapped():
-        num_devices = int(resources.get("GPU" if use_gpu else "CPU", 1))
-        actor = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(ShardEncoder)
         device = "cuda" if use_gpu else "cpu"
+        actor = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="SPREAD")(
+            ShardEncoder
+        )
         actors = [
-            actor.remote(shards.absolute(), base.absolute(), folder.absolute(), dtype, device)
-            for _ in range(max(1, min(num_devices, len(todo))))
+            actor.remote(shards.absolute(), base.absolute(), folder.absolute(), device)
+            for _ in range(min(len(todo), num_encoders(base, resources, use_gpu)))
         ]
         pool = ActorPool(actors)
         results = pool.map_unordered(lambda worker, place: worker.encode.remote(*place), todo)
@@ -223,7 +230,24 @@ def _encode_over_ray(
             ray.kill(worker)  # frees its memory now, not when Ray gets to it
 
 
-def _digest(caption: str, layout: Any) -> str:
+def num_encoders(base: Path, resources: Mapping[str, float], use_gpu: bool) -> int:
+    """How many encoders a cluster can hold: one per GPU, else by cores and memory.
+
+    Raises:
+        InputError: GPUs are wanted and there are none.
+    """
+    if use_gpu and not resources.get("GPU"):
+        raise InputError("the cluster has no GPU to encode on", fix="use the CPU, or add one")
+    if use_gpu:
+        return int(resources["GPU"])
+    folder = base if base.is_dir() else base.parent
+    files = [file for part in _ENCODER_PARTS for file in (folder / part).glob("*.safetensors")]
+    # Twice: files in half precision become float32.
+    needed = _PROCESS_BYTES + 2 * sum(file.stat().st_size for file in files)
+    return max(1, int(min(resources["CPU"], resources["memory"] // needed)))
+
+
+def _digest(caption: str, layout: BundleLayout) -> str:
     return sha256_of(f"{clip_prompt(layout)}\n{t5_prompt(caption, layout)}".encode())[:32]
 
 

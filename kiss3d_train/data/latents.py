@@ -1,7 +1,7 @@
 """The cache of encoded shards: what lies in it, and reading it as training samples.
 
     <latents>/<encoder>/
-        encoder.json            what encoded: base, latent scale, layout
+        encoder.json            what encoded: base, precision, latent scale, layout
         <shard>.tar             one per shard of the data set, named by that shard's SHA-256
         <shard>.json            its index; written last, so its presence means complete
 
@@ -43,6 +43,8 @@ class Encoder(Config):
     """Of this module's format and arithmetic."""
     base: str
     """Identity of the base model (`base_identity`)."""
+    dtype: str
+    """Precision of the text encoders; the VAE always runs in float32."""
     layout: BundleLayout
     """Of the bundles; its words are part of every prompt."""
     scaling: float

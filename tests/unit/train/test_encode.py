@@ -10,7 +10,7 @@ from tiny_data import NUM_CAPTIONS, NUM_SAMPLES, bundle_of, caption_of
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import base_identity, load_base
 from kiss3d_infer.flux.prompt import encode_captions
-from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
+from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder, num_encoders
 from kiss3d_train.data.latents import (
     LatentSplit,
     is_encoded,
@@ -82,7 +82,7 @@ def test_encoding_again_gives_the_same_bytes(
     shard = load_index(shards).of("train")[0]
     tar_of(copied, shard).unlink()
     assert not is_encoded(copied, shard)
-    ShardEncoder(shards, base, copied, "float32", "cpu").encode("train", 0)
+    ShardEncoder(shards, base, copied, "cpu").encode("train", 0)
     assert is_encoded(copied, shard)
     assert tar_of(copied, shard).read_bytes() == tar_of(latents, shard).read_bytes()
 
@@ -119,10 +119,24 @@ def test_an_altered_byte_is_noticed_when_it_is_read(copied: Path, shards: Path) 
 
 def test_another_encoder_gets_another_folder(latents: Path, shards: Path, base: Path) -> None:
     layout = load_index(shards).layout
-    same = describe_encoder(base, base_identity(base), layout)
-    other = describe_encoder(base, "another base", layout)
+    identity = base_identity(base)
+    same = describe_encoder(base, identity, layout, "float32")
     assert create_cache(same, latents.parent) == latents
-    assert other.folder(latents.parent) != latents
+    for other in (
+        describe_encoder(base, "another base", layout, "float32"),
+        describe_encoder(base, identity, layout, "bfloat16"),
+    ):
+        assert other.folder(latents.parent) != latents
+
+
+def test_encoders_are_as_many_as_cores_memory_or_gpus_allow(base: Path) -> None:
+    gib = 2**30
+    assert num_encoders(base, {"CPU": 4.0, "memory": 64.0 * gib}, use_gpu=False) == 4
+    assert num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=False) == 7
+    assert num_encoders(base, {"CPU": 64.0, "memory": 0.1 * gib}, use_gpu=False) == 1
+    assert num_encoders(base, {"CPU": 64.0, "memory": 1.0, "GPU": 8.0}, use_gpu=True) == 8
+    with pytest.raises(InputError, match="no GPU"):
+        num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=True)
 
 
 def test_latents_of_another_encoder_are_refused(copied: Path, base: Path, shards: Path) -> None:

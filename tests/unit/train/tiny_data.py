@@ -58,8 +58,8 @@ def make_base(folder: Path) -> Path:
 def encode_here(shards: Path, base: Path, out: Path) -> Path:
     """What `encode_shards` does, in this process instead of over Ray."""
     index = load_index(shards)
-    folder = create_cache(describe_encoder(base, base_identity(base), index.layout), out)
-    encoder = ShardEncoder(shards, base, folder, "float32", "cpu")
+    folder = create_cache(describe_encoder(base, base_identity(base), index.layout, "float32"), out)
+    encoder = ShardEncoder(shards, base, folder, "cpu")
     for split in SPLITS:
         for number in range(len(index.of(split))):
             encoder.encode(split, number)
