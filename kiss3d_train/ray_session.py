@@ -1,6 +1,7 @@
 """Ray for the length of a block: the cluster that runs already, or a quiet one on this machine."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +37,9 @@ def ray_session(min_cpus: int = 1) -> Iterator[dict[str, Any]]:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
-        # A token for a cluster that lives as long as this process would be left in the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray protects a cluster with a token. This one is known to what is started here alone;
+        # without it, Ray would leave one in the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",
             num_cpus=max(min_cpus, os.cpu_count() or 1),
