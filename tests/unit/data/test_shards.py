@@ -288,3 +288,9 @@ def test_inspection_takes_shards_with_captions_alone(shards: Path, tmp_path: Pat
     report = inspect(shards, tmp_path / "sheet.png")
     assert report.licences == {"CC0-1.0": 13, "unknown": 1}
     assert report.categories["['odd']"] == 1
+
+
+def test_an_unwritable_folder_is_refused(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        write_shards(rendered, tmp_path / "file" / "shards")

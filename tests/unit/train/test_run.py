@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_training import tiny_config
 
+from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import ScalingSection
-from kiss3d_train.run import TrainSummary, check_resources, finished_at
+from kiss3d_train.run import TrainSummary, check_resources, finished_at, run_training
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,10 @@ def test_only_the_summary_of_the_newest_step_says_that_a_run_has_finished(tmp_pa
     stopped = dataclasses.replace(summary, status="stopped")
     (tmp_path / "summary.json").write_text(json.dumps(dataclasses.asdict(stopped)))
     assert finished_at(12, tmp_path) is None
+
+
+def test_an_unwritable_run_folder_is_refused(tmp_path: Path, shards: Path, base: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    paths = {"run.dir": tmp_path / "file" / "run", "base.path": base, "data.shards": shards}
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        run_training(Resolved(tiny_config(paths), {}))
