@@ -1,6 +1,6 @@
 """The 3D bundle image: the one contract between training, generation and reconstruction."""
 
-from kiss3d_infer.bundle.image import Bundle, encode_image, load_bundle, save_bundle
+from kiss3d_infer.bundle.image import Bundle, encode_image, load_bundle, opened_image, save_bundle
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.bundle.masks import silhouettes
 from kiss3d_infer.bundle.validate import BundleReport, validate
@@ -12,6 +12,7 @@ __all__ = [
     "BundleReport",
     "encode_image",
     "load_bundle",
+    "opened_image",
     "save_bundle",
     "silhouettes",
     "validate",

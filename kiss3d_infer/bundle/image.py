@@ -1,13 +1,15 @@
 """A bundle image in memory and on disk."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -137,34 +139,45 @@ def checked_image_format(path: Path) -> Literal["png", "webp"]:
     raise InputError("a bundle is saved as .png or .webp", where=path)
 
 
-def load_bundle(source: Path | bytes, layout: BundleLayout | None = None) -> Bundle:
+def load_bundle(source: Path | bytes) -> Bundle:
     """Read a bundle image; transparent pixels are composited on white.
 
     Args:
-        source: a file, or the encoded image itself.
-        layout: overrides the layout stored in the image; without either, the published one.
+        source: a file, or the encoded image itself; without a layout inside, the published one.
 
     Raises:
         InputError: no such file, no image, too large, an unknown layout, or another aspect.
     """
+    with opened_image(source) as picture:
+        if picture.width * picture.height > _MAX_PIXELS:
+            raise InputError(f"the image is larger than {_MAX_PIXELS} pixels")
+        layout = _stored_layout(picture)
+        layout.tile_of(picture.width, picture.height)
+        pixels = np.array(picture.convert("RGBA"))
+    values = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return Bundle(values[:3] * values[3:] + (1 - values[3:]), layout)
+
+
+@contextmanager
+def opened_image(source: Path | bytes) -> Iterator[Image.Image]:
+    """A PNG or WebP image whose header is read; its pixels are decoded when first asked for.
+
+    Raises:
+        InputError: no such file or no image, found out here or while the image is used.
+    """
     where = source if isinstance(source, Path) else None
+    file = source if isinstance(source, Path) else io.BytesIO(source)
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
-            if picture.width * picture.height > _MAX_PIXELS:
-                raise InputError(f"the image is larger than {_MAX_PIXELS} pixels", where=where)
-            layout = layout or _stored_layout(picture)
-            layout.tile_of(picture.width, picture.height)
-            pixels = np.asarray(picture.convert("RGBA"))
+        with Image.open(file, formats=("PNG", "WEBP")) as picture:
+            yield picture
     except FileNotFoundError as error:
         raise InputError("no such bundle image", where=where, fix="check the path") from error
     except InputError as error:
         raise InputError(error.what, where=where, fix=error.fix) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever its parsers ran into, IndexError included
         raise InputError(
             "the bundle is no readable image", where=where, fix="give a whole PNG or WebP file"
         ) from error
-    values = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-    return Bundle(values[:3] * values[3:] + (1 - values[3:]), layout)
 
 
 def _stored_layout(picture: Image.Image) -> BundleLayout:

@@ -265,7 +265,7 @@ def _decoded(image: Any) -> Tensor:
     """A PIL image as [H, W, 3] sRGB floats in [0, 1]."""
     try:
         pixels = np.array(image.convert("RGB"), np.float32)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow, too
         raise InputError(
             f"a texture cannot be read ({error})", fix="save it again as PNG or JPEG"
         ) from error

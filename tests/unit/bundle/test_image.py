@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,32 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "whole.png").read_bytes()
     with pytest.raises(InputError, match="no readable image"):
         load_bundle(data[: len(data) // 2])
+
+
+def png_with(kind: bytes, data: bytes) -> bytes:
+    """A PNG with another chunk before its pixels, or another header."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 64)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    chunk = struct.pack(">I4s", len(data), kind) + data
+    chunk += struct.pack(">I", zlib.crc32(kind + data))
+    return png[:8] + chunk + png[33:] if kind == b"IHDR" else png[:33] + chunk + png[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"IHDR", b"\0\0\0\x80"),
+        (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21))),
+        (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**21))),
+        (b"eXIf", b"II*\0"),
+        (b"fcTL", b"\0" * 8),
+        (b"pHYs", b"\0"),
+    ],
+)
+def test_malformed_chunks_are_refused(kind: bytes, data: bytes) -> None:
+    with pytest.raises(InputError, match="no readable image"):
+        load_bundle(png_with(kind, data))
 
 
 def test_missing_file_wrong_aspect_and_wrong_suffix_are_refused(tmp_path: Path) -> None:
