@@ -211,7 +211,8 @@ def _write_summary(
     summary = {
         "seconds": seconds,
         "stages": [
-            {"what": what, "path": str(path), "seconds": spent} for what, path, spent in log.rows
+            {"what": what, "path": str(path), "bytes": _num_bytes(path), "seconds": spent}
+            for what, path, spent in log.rows
         ],
         "training": asdict(training),
         "asset": {"path": str(asset.path), "measurements": asset.measurements},
@@ -246,7 +247,12 @@ def _show(
     print(f"look at:  {out / 'contact_sheet.png'}, {out / 'turntable.gif'}, {out / 'asset.glb'}")
 
 
-def _size(path: Path) -> str:
+def _num_bytes(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files)
+
+
+def _size(path: Path) -> str:
+    size = _num_bytes(path)
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
