@@ -1,6 +1,5 @@
 """What a recipe will take, worked out before any device is: batches, memory, arithmetic."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from kiss3d_infer.config import Resolved
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import target_modules
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
@@ -222,27 +221,14 @@ def adapted_modules(config: TrainConfig) -> list[str]:
 def _meta_transformer(base: Path) -> Any:
     from diffusers import FluxTransformer2DModel
 
-    settings = _read_json((base if base.is_dir() else base.parent) / "transformer" / "config.json")
+    settings = read_config(base, "transformer/config.json")
     with torch.device("meta"):
         return FluxTransformer2DModel.from_config(settings)
 
 
 def _text_tokens(base: Path) -> int:
-    folder = base if base.is_dir() else base.parent
-    settings = _read_json(folder / "tokenizer_2" / "tokenizer_config.json")
+    settings = read_config(base, "tokenizer_2/tokenizer_config.json")
     return min(512, int(settings["model_max_length"]))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return settings
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "the base's configuration cannot be read",
-            where=path,
-            fix="set base.path to a diffusers folder of a Flux model",
-        ) from error
 
 
 def _block_linears(transformer: nn.Module, image: int, text: int) -> tuple[Linear, ...]:

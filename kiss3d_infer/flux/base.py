@@ -126,6 +126,24 @@ def base_identity(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_config(base: Path, name: str) -> dict[str, Any]:
+    """A configuration file of a base, such as `vae/config.json`.
+
+    Raises:
+        InputError: it is missing or no JSON.
+    """
+    file = (base if base.is_dir() else base.parent) / name
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return config
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "this part of the base's configuration cannot be read",
+            where=file,
+            fix="set base.path to a diffusers folder of a Flux model",
+        ) from error
+
+
 def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxPipeline":
     from diffusers import FluxPipeline
 

@@ -1,6 +1,5 @@
 """Encode shards once, so that training needs neither the VAE nor the text encoders."""
 
-import json
 import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder, writing
-from kiss3d_infer.flux.base import base_identity, load_base
+from kiss3d_infer.flux.base import base_identity, load_base, read_config
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
 from kiss3d_infer.progress import track
 from kiss3d_train.data.latents import (
@@ -109,9 +108,12 @@ def create_cache(encoder: Encoder, out: Path) -> Path:
 
 
 def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str) -> Encoder:
-    """The encoder that a base gives, without loading weights."""
-    folder = base if base.is_dir() else base.parent
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    """The encoder that a base gives, without loading weights.
+
+    Raises:
+        InputError: the base has no configuration of a VAE.
+    """
+    vae = read_config(base, "vae/config.json")
     scaling, shift = vae.get("scaling_factor"), vae.get("shift_factor")
     return Encoder(
         base=identity,
