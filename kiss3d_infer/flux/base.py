@@ -190,13 +190,15 @@ def _load_part(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
+    _require_weights(folder)
+    config = read_config(folder, "config.json")
+    is_tiny = config.get("_class_name") == "AutoencoderTiny"
     network = {
         "transformer": diffusers.FluxTransformer2DModel,
-        "vae": diffusers.AutoencoderKL,
+        "vae": diffusers.AutoencoderTiny if is_tiny else diffusers.AutoencoderKL,
         "text_encoder": transformers.CLIPTextModel,
         "text_encoder_2": transformers.T5EncoderModel,
     }[folder.name]
-    _require_weights(folder)
     with _explaining(folder):
         model, info = network.from_pretrained(
             folder,

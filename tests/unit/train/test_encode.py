@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import NUM_CAPTIONS, NUM_SAMPLES, bundle_of, caption_of
+from tiny_data import NUM_CAPTIONS, NUM_SAMPLES, bundle_of, caption_of, encode_here
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import base_identity, load_base
@@ -127,6 +127,33 @@ def test_another_encoder_gets_another_folder(latents: Path, shards: Path, base: 
         describe_encoder(base, identity, layout, "bfloat16"),
     ):
         assert other.folder(latents.parent) != latents
+
+
+def test_a_base_without_a_vae_is_told_by_the_missing_part(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(base, tmp_path / "base"))
+    shutil.rmtree(broken / "vae")
+    with pytest.raises(InputError, match=r"cannot be read .*vae/config\.json"):
+        describe_encoder(broken, "broken", load_index(shards).layout, "float32")
+
+
+def test_a_base_may_have_a_tiny_autoencoder(base: Path, shards: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    channels = {f"{side}_block_out_channels": (8,) * 4 for side in ("encoder", "decoder")}
+    blocks = {f"num_{side}_blocks": (1,) * 4 for side in ("encoder", "decoder")}
+    taesd = AutoencoderTiny(**channels, **blocks, latent_channels=4)
+    other = Path(shutil.copytree(base, tmp_path / "base"))
+    shutil.rmtree(other / "vae")
+    taesd.save_pretrained(other / "vae")
+    index = (other / "model_index.json").read_text()
+    (other / "model_index.json").write_text(index.replace("AutoencoderKL", "AutoencoderTiny"))
+    sample = training(encode_here(shards, other, tmp_path / "latents"), shards)[0]
+    pixels = bundle_of(number_of(shards, 0)).image[None] * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(sample.mean_chw, taesd.encode(pixels).latents[0], atol=2e-3)
+    assert sample.std_chw.max() < 1e-5  # it has no posterior to draw from
 
 
 def test_encoders_are_as_many_as_cores_memory_or_gpus_allow(base: Path) -> None:
