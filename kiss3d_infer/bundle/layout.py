@@ -2,11 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from kiss3d_infer.config import Config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.camera import Cameras
+
+MAX_VIEWS = 16
+"""Columns of a bundle at most: layouts come with images from anywhere, and views cost memory."""
 
 
 class BundleLayout(Config):
@@ -16,24 +19,31 @@ class BundleLayout(Config):
     published convention of Kiss3DGen (arXiv 2503.01370, section 4.1 and the released weights).
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     version: Literal[1] = 1
-    azimuths: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
+    azimuths: tuple[float, ...] = Field(
+        (0.0, 90.0, 180.0, 270.0), min_length=1, max_length=MAX_VIEWS
+    )
     """Degrees about +Y, left to right; 0 = front (+Z), 90 = +X."""
     elevations: tuple[float, ...] = (5.0, 5.0, 5.0, 5.0)
     """Degrees above the horizon, one per column."""
     rows: tuple[Literal["rgb", "normal"], ...] = ("rgb", "normal")
     """Modalities, top to bottom."""
-    fov: float = Field(30.0, gt=0, lt=120)
+    fov: float = Field(30.0, ge=1, lt=120)
     """Full opening angle of every camera, degrees."""
-    distance: float = Field(4.5, gt=1)
-    """From the camera to the origin; the object's longest half-extent is 1."""
+    distance: float = Field(4.5, gt=1, le=18)
+    """From the camera to the origin; the object's longest half-extent is 1.
+
+    All of it, up to sqrt(3) from the origin, must lie before the cameras' far plane at 20.
+    """
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if not self.azimuths or len(self.azimuths) != len(self.elevations):
+        if len(self.azimuths) != len(self.elevations):
             raise ValueError(
                 f"azimuths ({len(self.azimuths)}) and elevations ({len(self.elevations)}) "
-                "must be equally many, at least one"
+                "must be equally many"
             )
         if any(abs(elevation) > 89.9 for elevation in self.elevations):
             raise ValueError("elevations must lie within -89.9 and 89.9 degrees")

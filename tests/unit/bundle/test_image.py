@@ -119,10 +119,18 @@ def test_missing_file_wrong_aspect_and_wrong_suffix_are_refused(tmp_path: Path) 
         save_bundle(random_bundle(), tmp_path / "b.jpg")
 
 
-def test_stored_layout_of_another_version_is_refused() -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        '{"version": 2}',
+        '{"azimuths": [0, NaN], "elevations": [5, 5]}',
+        f'{{"azimuths": {[0] * 30_000}, "elevations": {[0] * 30_000}}}',
+    ],
+)
+def test_an_unusable_stored_layout_is_refused(layout: str) -> None:
     exif = Image.Exif()
-    exif[0x010E] = '{"version": 2}'
+    exif[0x010E] = layout
     buffer = io.BytesIO()
-    Image.new("RGB", (128, 64)).save(buffer, "PNG", exif=exif)
+    Image.new("RGB", (30_000, 2)).save(buffer, "PNG", exif=exif)
     with pytest.raises(InputError, match="cannot read"):
         load_bundle(buffer.getvalue())

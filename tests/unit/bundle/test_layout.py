@@ -1,4 +1,5 @@
 import pytest
+import torch
 from pydantic import ValidationError
 
 from kiss3d_infer.bundle import PUBLISHED, BundleLayout
@@ -29,8 +30,22 @@ def test_layout_survives_json() -> None:
         {"rows": ("rgb", "rgb")},
         {"elevations": (5.0, 5.0, 5.0, 90.0)},
         {"azimuth": (0.0,)},
+        {"azimuths": (), "elevations": ()},
+        {"azimuths": (0.0,) * 17, "elevations": (0.0,) * 17},
+        {"azimuths": (0.0, float("nan"), 180.0, 270.0)},
+        {"elevations": (float("nan"), 5.0, 5.0, 5.0)},
+        {"distance": float("inf")},
+        {"distance": 19.0},
+        {"fov": 1e-300},
     ],
 )
 def test_inconsistent_layouts_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BundleLayout.model_validate(wrong)
+
+
+def test_the_farthest_cameras_see_all_of_the_largest_object() -> None:
+    layout = BundleLayout(distance=18.0)
+    cube = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+    clip = layout.cameras.clip(cube)
+    assert (clip[..., 2].abs() < clip[..., 3]).all()
