@@ -163,8 +163,7 @@ def _pipeline(model: Path, lora: Path | None, device: str) -> tuple["FluxPipelin
     pipeline = load_base(model, dtype=place.dtype, device=place.name)
     if lora is None:
         return pipeline, PUBLISHED
-    metadata = apply_lora(pipeline, lora).metadata
-    return pipeline, metadata.layout if metadata else PUBLISHED
+    return pipeline, apply_lora(pipeline, lora).layout
 
 
 def _show(asset: "Asset") -> None:
