@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,13 +100,20 @@ def _disk() -> Finding:
 
 
 def _package(name: str) -> Finding:
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         return Finding(name, "lack", "not installed; run: make setup")
     if name == "deepspeed" and version in ("0.18.5", "0.18.6"):
         return Finding(name, "lack", f"{version} slows LoRA training down; use 0.18.7 or newer")
     return Finding(name, "ok", version)
+
+
+def _version(*distributions: str) -> str | None:
+    """The version of the first of these that is installed."""
+    for distribution in distributions:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return None
 
 
 def _accelerators() -> Iterator[Finding]:
@@ -125,11 +133,11 @@ def _accelerators() -> Iterator[Finding]:
 
 def _nvdiffrast() -> Finding:
     if importlib.util.find_spec("nvdiffrast") is None:
-        absent = "not installed; CUDA rasterization needs: pip install 'kiss3d[gpu]'"
+        absent = "not installed; CUDA rasterization needs: pip install -e '.[gpu]'"
         return Finding("nvdiffrast", "note", absent)
     if shutil.which("nvcc") is None:
         return Finding("nvdiffrast", "note", "installed, but nvcc to compile it is not on the PATH")
-    return Finding("nvdiffrast", "ok", importlib.metadata.version("diffrp-nvdiffrast"))
+    return Finding("nvdiffrast", "ok", _version("diffrp-nvdiffrast", "nvdiffrast") or "installed")
 
 
 def _furniture_fetcher() -> Finding:

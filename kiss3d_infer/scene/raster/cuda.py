@@ -74,7 +74,8 @@ def _nvdiffrast() -> Any:
     except ImportError as error:
         raise InputError(
             "the CUDA rasterizer needs nvdiffrast, which is not installed",
-            fix='install the extra: pip install "kiss3d[gpu]", or use --device cpu',
+            fix="install the extra with pip install -e '.[gpu]' in the checkout, "
+            "or use --device cpu",
         ) from error
     _make_plugin_findable()
     return nvdiffrast
