@@ -376,7 +376,7 @@ def _new_experiment(client: Any, uri: str, name: str) -> str:
     location = None
     if uri.startswith(_SQLITE):
         database = Path(uri.removeprefix(_SQLITE))
-        location = (database.with_suffix("") / name).as_uri()
+        location = (database.with_name(f"{database.stem}-artifacts") / name).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 

@@ -48,11 +48,13 @@ def test_everything_logged_can_be_read_back(uri, client, tmp_path):
     assert files == {"adapter", "config.yaml"}
 
 
-def test_artifacts_lie_beside_the_database(uri, client, tmp_path):
-    with open_tracker(uri) as tracker:
+@pytest.mark.parametrize("name", ["runs.db", "runs"])
+def test_artifacts_lie_beside_the_database(name, tmp_path):
+    with open_tracker(f"sqlite:///{tmp_path}/{name}") as tracker:
         tracker.log_text("hello", "hello.txt")
-    database = absolute_uri(uri).removeprefix("sqlite:///").removesuffix(".db")
-    assert client.get_run(tracker.run_id).info.artifact_uri.startswith(f"file://{database}/tests/")
+    (stored,) = (tmp_path / "runs-artifacts" / "tests").rglob("hello.txt")
+    assert stored.read_text() == "hello"
+    assert tracker.num_dropped == 0
 
 
 def test_a_resumed_run_gets_no_point_twice(uri, client):
