@@ -32,6 +32,10 @@ def torus(device: str) -> tuple[Tensor, Tensor]:
     return CAMERAS.clip(vertices), torch.tensor(mesh.faces, dtype=torch.int32, device=device)
 
 
+def test_one_rasterizer_serves_every_call(cuda: Rasterizer) -> None:
+    assert rasterizer_for("cuda:0") is cuda
+
+
 def test_coverage_and_depth_match_the_reference(cuda: Rasterizer) -> None:
     found = cuda.rasterize(*torus("cuda"), (SIZE, SIZE))
     expected = TorchRasterizer().rasterize(*torus("cpu"), (SIZE, SIZE))

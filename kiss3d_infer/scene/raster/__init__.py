@@ -11,6 +11,7 @@ camera (w <= 1e-8) is dropped whole: scenes here are objects in front of the cam
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -76,7 +77,11 @@ class Rasterizer(Protocol):
 
 def rasterizer_for(device: torch.device | str) -> Rasterizer:
     """The rasterizer for tensors on `device`; InputError for CUDA without nvdiffrast."""
-    kind = torch.device(device).type
+    return _rasterizer(torch.device(device).type)
+
+
+@cache  # a CUDA rasterizer keeps its contexts, which are slow to make and hold memory
+def _rasterizer(kind: str) -> Rasterizer:
     if kind == "cuda":
         from kiss3d_infer.scene.raster.cuda import CudaRasterizer
 

@@ -282,3 +282,4 @@ def test_texture_gradients_reach_texels_and_coordinates() -> None:
 
 def test_the_cpu_gets_the_compiled_rasterizer() -> None:
     assert isinstance(rasterizer_for("cpu"), CpuRasterizer)
+    assert rasterizer_for("cpu") is rasterizer_for(torch.device("cpu", 0))
