@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.raster import Fragments
-from kiss3d_infer.scene.raster.edges import blend, find_crossings, opposite_edges, to_screen
+from kiss3d_infer.scene.raster.edges import antialias
 from kiss3d_infer.scene.raster.texture import sample_texture
 
 
@@ -54,13 +54,7 @@ class CudaRasterizer:
 
     def antialias(self, image: Tensor, fragments: Fragments) -> Tensor:
         """See `Rasterizer.antialias`."""
-        _, height, width, _ = image.shape
-        screen = to_screen(fragments.clip, (height, width))
-        opposite = opposite_edges(fragments.faces, screen.shape[1])
-        crossings = find_crossings(
-            fragments.face, fragments.depth, screen, fragments.faces, opposite
-        )
-        return blend(image, screen, fragments.faces, crossings)
+        return antialias(image, fragments)
 
     def sample_texture(self, texture: Tensor, uv: Tensor) -> Tensor:
         """See `Rasterizer.sample_texture`."""

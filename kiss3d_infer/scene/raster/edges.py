@@ -11,10 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kiss3d_infer.scene.raster import Fragments
+
 # Compiled into edge_kernels, whose cache does not notice a change here: change that file as well.
 MAX_WALK = 32  # triangles crossed on the way from a pixel's centre to the silhouette edge
 WALK_SLACK = 1e-4  # pixels: rounding allowed when comparing distances along the way
 START_SLACK = 1 / 16  # pixels: nvdiffrast snaps vertices to such a grid, off a pixel's centre
+
+
+def antialias(image: Tensor, fragments: Fragments) -> Tensor:
+    """See `Rasterizer.antialias`."""
+    screen = to_screen(fragments.clip, (image.shape[1], image.shape[2]))
+    opposite = opposite_edges(fragments.faces, screen.shape[1])
+    crossings = find_crossings(fragments.face, fragments.depth, screen, fragments.faces, opposite)
+    return blend(image, screen, fragments.faces, crossings)
 
 
 def opposite_edges(faces: Tensor, num_vertices: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.scene.raster import Fragments
-from kiss3d_infer.scene.raster.edges import blend, find_crossings, opposite_edges, to_screen
+from kiss3d_infer.scene.raster.edges import antialias, to_screen
 from kiss3d_infer.scene.raster.texture import sample_texture
 
 _CHUNK_ELEMENTS = 4_000_000  # pixels x faces examined at once
@@ -34,13 +34,7 @@ class TorchRasterizer:
 
     def antialias(self, image: Tensor, fragments: Fragments) -> Tensor:
         """See `Rasterizer.antialias`."""
-        _, height, width, _ = image.shape
-        screen = to_screen(fragments.clip, (height, width))
-        opposite = opposite_edges(fragments.faces, screen.shape[1])
-        crossings = find_crossings(
-            fragments.face, fragments.depth, screen, fragments.faces, opposite
-        )
-        return blend(image, screen, fragments.faces, crossings)
+        return antialias(image, fragments)
 
     def sample_texture(self, texture: Tensor, uv: Tensor) -> Tensor:
         """See `Rasterizer.sample_texture`."""
