@@ -81,10 +81,7 @@ def _depth_maps(cameras: Cameras, vertices: Tensor, faces: Tensor) -> Tensor:
     """Distance along each camera's axis of its nearest surface, [V, 1, S, S]; far = background."""
     rasterizer = rasterizer_for(vertices.device)
     fragments = rasterizer.rasterize(cameras.clip(vertices), faces, (_DEPTH_SIZE, _DEPTH_SIZE))
-    near, far = cameras.near, cameras.far
-    # Inverse of the projection's z/w.
-    depth = 2 * near * far / (far + near - fragments.depth * (far - near))
-    return depth[:, None]
+    return 1 / cameras.nearness(fragments.depth)[:, None]
 
 
 def _edge_ramps(alpha: Tensor, depth: Tensor) -> Tensor:

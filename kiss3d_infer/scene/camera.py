@@ -87,3 +87,7 @@ class Cameras:
         """Project world points [N, 3] to clip coordinates [V, N, 4] on the points' device."""
         matrices = self.world_to_clip.to(points)
         return points @ matrices[:, :, :3].transpose(1, 2) + matrices[:, None, :, 3]
+
+    def nearness(self, depth: Tensor) -> Tensor:
+        """1 / distance along the viewing axis, from clip z/w (`projection` inverted), any shape."""
+        return (self.far + self.near - depth * (self.far - self.near)) / (2 * self.near * self.far)

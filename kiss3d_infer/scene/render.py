@@ -177,9 +177,8 @@ def _samples(surface: _Surface, camera: Cameras, size: int, lighting: Lighting) 
     light = _light(normals, camera.rotations[0].to(device), lighting)
     linear = surface.albedo(face, colors, uv, rasterizer) * light
 
-    z, near, far = fragments.depth.flatten()[where, None], camera.near, camera.far
-    nearness = (far + near - z * (far - near)) / (2 * near * far)
-    values = torch.cat([linear, normals, torch.ones_like(z), nearness], dim=1)
+    nearness = camera.nearness(fragments.depth.flatten()[where, None])
+    values = torch.cat([linear, normals, torch.ones_like(nearness), nearness], dim=1)
     picture = values.new_zeros(size * size, values.shape[1])
     picture[where] = values
     return picture.reshape(size, size, -1)

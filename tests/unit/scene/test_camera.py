@@ -36,3 +36,9 @@ def test_depth_grows_away_from_the_camera_within_the_clip_range() -> None:
     clip = Cameras((0.0,), (0.0,)).clip(torch.tensor([[0.0, 0, 1], [0, 0, 0], [0, 0, -1]]))
     depth = (clip[0, :, 2] / clip[0, :, 3]).tolist()
     assert -1 < depth[0] < depth[1] < depth[2] < 1
+
+
+def test_nearness_is_what_clip_w_says() -> None:
+    clip = FOUR.clip(torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    nearness = FOUR.nearness(clip[..., 2] / clip[..., 3])
+    torch.testing.assert_close(1 / nearness, clip[..., 3], atol=1e-4, rtol=0)
