@@ -18,6 +18,7 @@ from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.config import explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
+from kiss3d_infer.scene.color import to_bytes
 
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 _MAX_PIXELS = 64 * 2**20
@@ -97,8 +98,7 @@ class Bundle:
 
     def to_pil(self) -> Image.Image:
         """The bundle as an 8-bit RGB picture."""
-        pixels = (self.image * 255).round().byte().permute(1, 2, 0)
-        return Image.fromarray(pixels.contiguous().numpy())
+        return Image.fromarray(to_bytes(self.image.permute(1, 2, 0)))
 
 
 def encode_image(bundle: Bundle, image_format: Literal["png", "webp"]) -> bytes:

@@ -1,6 +1,8 @@
 """The sRGB transfer function (IEC 61966-2-1): images are sRGB, light is linear."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -18,3 +20,9 @@ def to_srgb(linear: Tensor) -> Tensor:
 def modulated(srgb: Tensor, by: Tensor) -> Tensor:
     """One sRGB colour seen through another: their product in linear light, as glTF defines it."""
     return to_srgb(to_linear(srgb) * to_linear(by))
+
+
+def to_bytes(values: Tensor) -> NDArray[np.uint8]:
+    """Values in [0, 1] rounded to 8 bits, any shape and device."""
+    pixels = (values.detach().cpu().clamp(0, 1) * 255).round().byte()
+    return np.ascontiguousarray(pixels.numpy())

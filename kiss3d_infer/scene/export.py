@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
-from kiss3d_infer.scene.color import modulated, to_linear
+from kiss3d_infer.scene.color import modulated, to_bytes, to_linear
 from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.normals import smooth_normals
 from kiss3d_infer.scene.raster.texture import sample_texture
@@ -177,12 +177,8 @@ def _mtl_name(index: int) -> str:
 
 
 def _picture(texture: Tensor) -> Image.Image:
-    return Image.fromarray(_bytes(texture))
+    return Image.fromarray(to_bytes(texture))
 
 
 def _rgba8(colors: Tensor) -> Any:
-    return _bytes(torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1))
-
-
-def _bytes(values: Tensor) -> Any:
-    return (values.clamp(0, 1) * 255).round().byte().contiguous().numpy()
+    return to_bytes(torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.color import to_bytes
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import STUDIO, Lighting, render_views
 
@@ -104,8 +105,7 @@ def to_picture(image: Tensor | Image.Image) -> Image.Image:
     """An sRGB tensor [3, H, W] in [0, 1] as an 8-bit RGB picture; pictures pass through."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.contiguous().numpy())
+    return Image.fromarray(to_bytes(image.permute(1, 2, 0)))
 
 
 def _cell(
