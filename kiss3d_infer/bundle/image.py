@@ -84,18 +84,6 @@ class Bundle:
             strips.append(on_white.permute(1, 2, 0, 3).flatten(2))
         return cls(torch.cat(strips, 1).clamp(0, 1).float().cpu(), layout)
 
-    def resized(self, tile: int) -> "Bundle":
-        """The same bundle with another tile size (area filter, each tile by itself)."""
-        if tile == self.tile:
-            return self
-        views = torch.cat([self._row(row) for row in self.layout.rows])
-        small = torch.nn.functional.interpolate(
-            views, size=(tile, tile), mode="bilinear", antialias=True, align_corners=False
-        )
-        width, height = self.layout.image_size(tile)
-        grid = small.reshape(len(self.layout.rows), self.layout.num_views, 3, tile, tile)
-        return Bundle(grid.permute(2, 0, 3, 1, 4).reshape(3, height, width), self.layout)
-
     def to_pil(self) -> Image.Image:
         """The bundle as an 8-bit RGB picture."""
         return Image.fromarray(to_bytes(self.image.permute(1, 2, 0)))

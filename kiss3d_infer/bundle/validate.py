@@ -15,18 +15,15 @@ from kiss3d_infer.bundle.layout import BundleLayout
 Mask = NDArray[np.bool_]
 
 _HULL_PIXELS, _HULL_VOXELS = 64, 72
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The verdict's thresholds; exact renders keep inside them."""
-
-    max_unit_normal_error: float = 0.10
-    max_backfacing_share: float = 0.05
-    min_silhouette_iou: float = 0.85
-    min_mirror_iou: float = 0.50
-    min_hull_coverage: float = 0.90
-    min_coverage: float = 0.002
+_MIN_COVERAGE = 0.002
+# Measurement, its limit, 1 = at most or -1 = at least, and the problem. Exact renders keep inside.
+_CHECKS = (
+    ("unit_normal_error", 0.10, 1, "normals are not unit vectors"),
+    ("backfacing_share", 0.05, 1, "normals point away from the viewer"),
+    ("silhouette_iou", 0.85, -1, "RGB and normal silhouettes differ"),
+    ("mirror_iou", 0.50, -1, "opposite views show different silhouettes"),
+    ("hull_coverage", 0.90, -1, "no one object has these silhouettes"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,10 @@ class BundleReport:
         return not self.problems
 
 
-def validate(bundle: Bundle, limits: Limits | None = None) -> BundleReport:
+def validate(bundle: Bundle) -> BundleReport:
     """Measure a bundle's inner consistency and compare it with the limits."""
-    limits = limits or Limits()
     normal, rgb = silhouette.normal_masks(bundle), silhouette.rgb_masks(bundle)
-    empty = [
-        v for v in range(len(normal)) if min(normal[v].mean(), rgb[v].mean()) < limits.min_coverage
-    ]
+    empty = [v for v in range(len(normal)) if min(normal[v].mean(), rgb[v].mean()) < _MIN_COVERAGE]
     clipped = [v for v in range(len(normal)) if _touches_border(normal[v] | rgb[v])]
     found = _normal_quality(bundle, normal) | {
         "silhouette_iou": min(_iou(n, r) for n, r in zip(normal, rgb, strict=True)),
@@ -72,7 +66,7 @@ def validate(bundle: Bundle, limits: Limits | None = None) -> BundleReport:
     pairs = opposite_views(bundle.layout)
     if pairs:
         found["mirror_iou"] = min(_iou(normal[a], normal[b][:, ::-1]) for a, b in pairs)
-    return BundleReport(found, tuple(_problems(found, limits, empty, clipped)))
+    return BundleReport(found, tuple(_problems(found, empty, clipped)))
 
 
 def opposite_views(layout: BundleLayout) -> list[tuple[int, int]]:
@@ -133,22 +127,13 @@ def _touches_border(mask: Mask) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-def _problems(
-    found: dict[str, float], limits: Limits, empty: list[int], clipped: list[int]
-) -> list[str]:
+def _problems(found: dict[str, float], empty: list[int], clipped: list[int]) -> list[str]:
     problems = []
     if empty:
         problems.append(f"views {empty} are empty")
     if clipped:
         problems.append(f"the object is cut off at the edge of views {clipped}")
-    checks = (
-        ("unit_normal_error", limits.max_unit_normal_error, 1, "normals are not unit vectors"),
-        ("backfacing_share", limits.max_backfacing_share, 1, "normals point away from the viewer"),
-        ("silhouette_iou", limits.min_silhouette_iou, -1, "RGB and normal silhouettes differ"),
-        ("mirror_iou", limits.min_mirror_iou, -1, "opposite views show different silhouettes"),
-        ("hull_coverage", limits.min_hull_coverage, -1, "no one object has these silhouettes"),
-    )
-    for name, limit, sign, sentence in checks:
+    for name, limit, sign, sentence in _CHECKS:
         if name in found and sign * (found[name] - limit) > 0:
             relation = "above" if sign > 0 else "below"
             problems.append(f"{sentence} ({name} {found[name]:.3f}, {relation} {limit})")

@@ -25,9 +25,6 @@ def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:
     return f"A grid of {grid} multi-view image, elevation {angles}. White background."
 
 
-BUNDLE_PREFIX = bundle_prefix()
-
-
 def clip_prompt(layout: BundleLayout = PUBLISHED) -> str:
     """What CLIP reads: the prefix alone, as its 77 tokens give one pooled vector only."""
     return bundle_prefix(layout)

@@ -69,11 +69,6 @@ class MeshDescent:
         """A copy of the positions, [N, 3]."""
         return np.ascontiguousarray(self._state[:, _POSITION])
 
-    @property
-    def target_length(self) -> float:
-        """The mean target edge length, world units."""
-        return float(self._state[:, _TARGET_LENGTH].mean())
-
     def step(self, gradient: Float32) -> None:
         """Move every vertex against its gradient [N, 3] and update the target edge length."""
         settings, state = self._settings, self._state

@@ -60,15 +60,6 @@ def test_transparent_pictures_are_composited_on_white() -> None:
     assert torch.all(load_bundle(buffer.getvalue()).image == 1)
 
 
-def test_resizing_keeps_each_tile_apart() -> None:
-    image = torch.ones(3, 64, 128)
-    image[:, :32, :32] = 0
-    small = Bundle(image).resized(8)
-    assert small.tile == 8
-    assert small.rgb[0].max() < 1e-6 and small.rgb[1:].min() > 1 - 1e-6
-    assert small.normal_colors.min() > 1 - 1e-6
-
-
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n truncated"])
 def test_broken_images_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b.png").write_bytes(content)
