@@ -37,6 +37,7 @@ class Trainer:
         validate: returns held-out metrics, None without a validation split. Collective.
         save: writes a checkpoint for the number of steps done. Collective.
         sink: None on all ranks but 0.
+        mfu_per_rate: share of the devices' peak that a sample per second takes; None if unknown.
     """
 
     config: TrainConfig
@@ -46,6 +47,7 @@ class Trainer:
     validate: Callable[[], dict[str, float]] | None
     save: Callable[[int], None]
     sink: Sink | None
+    mfu_per_rate: float | None = None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
 
@@ -101,6 +103,8 @@ class Trainer:
             self.log({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}, done)
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
+        if self.mfu_per_rate:
+            self.log({"perf/mfu": rate * self.mfu_per_rate}, step)
         if self.sink:
             self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds))
         return means, stop > 0

@@ -89,6 +89,15 @@ class Plan:
     @property
     def flops_per_sample(self) -> dict[str, float]:
         """FLOP of forward and backward: no weight gradients, as the base is frozen."""
+        again = int(self.config.base.gradient_checkpointing)
+        return self._flops(again, _ATTENTION_BACKWARD)
+
+    @property
+    def model_flops_per_sample(self) -> float:
+        """FLOP that the gradients need, without what is computed again to save memory."""
+        return sum(self._flops(again=0, attention_backward=2).values())
+
+    def _flops(self, again: int, attention_backward: float) -> dict[str, float]:
         rank, tokens = self.config.adapter.rank, self.image_tokens + self.text_tokens
         forward = sum(2 * x.tokens * x.inputs * x.outputs for x in self.linears)
         adapter = sum(
@@ -97,11 +106,10 @@ class Plan:
             if x.name in self.adapted
         )
         attention = 4 * tokens**2 * self.width * (self.num_double + self.num_single)
-        again = int(self.config.base.gradient_checkpointing)
         return {
             "linears": forward * (2 + again),
             "adapter": adapter * (3 + again),
-            "attention": attention * (1 + _ATTENTION_BACKWARD + again),
+            "attention": attention * (1 + attention_backward + again),
         }
 
     @property

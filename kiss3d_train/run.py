@@ -22,7 +22,9 @@ from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.shards.index import INDEX_NAME
 from kiss3d_train.loop import STOP_FILE
+from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
@@ -82,6 +84,7 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
     start = decide_start(config, identity)
     if start.step >= config.run.steps and (summary := finished_at(start.step, config.run.dir)):
         return summary
+    flops_per_sample = make_plan(resolved).model_flops_per_sample
     writable_folder(config.run.dir)
     with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
         check_resources(config.scaling, resources)
@@ -94,7 +97,9 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
             identity=base,
         )
         tracker = _open_tracker(resolved, config, index, start)
-        job = Job(config, latents, index.layout, identity, start.initial, tracker.run_id)
+        job = Job(
+            config, latents, index.layout, identity, start.initial, tracker.run_id, flops_per_sample
+        )
         with tracker:
             _write_run_file(config, job)
             with _stopping(config):
@@ -165,6 +170,7 @@ def _open_tracker(
     origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())
     tracker.log_text(resolved.to_yaml(), "config.yaml")
     tracker.log_text(origins, "config_origins.txt")
+    tracker.log_artifact(config.data.shards / INDEX_NAME, "data")
     tracker.log_dataset(config.data.shards.name, index.digest, str(config.data.shards))
     return tracker
 

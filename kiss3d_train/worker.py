@@ -32,6 +32,13 @@ from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
 """Progress lines in run.dir."""
+_PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 FLOP/s by NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Job:
         layout: of the bundles that are trained on.
         initial: checkpoint to start from when run.dir has none.
         tracking_run: MLflow run id.
+        flops_per_sample: arithmetic of the model, forward and backward.
     """
 
     config: TrainConfig
@@ -51,6 +59,7 @@ class Job:
     identity: Identity
     initial: Path | None
     tracking_run: str
+    flops_per_sample: float
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         validate=validate if has_validation else None,
         save=lambda step: _save(job, engine, step),
         sink=sink,
+        mfu_per_rate=_mfu_per_rate(job, device),
     )
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
@@ -212,6 +222,13 @@ def _export(job: Job, engine: Engine) -> None:
             layout=job.layout,
         )
         save_lora(job.config.run.dir / "adapter", weights, metadata)
+
+
+def _mfu_per_rate(job: Job, device: torch.device) -> float | None:
+    if device.type != "cuda" or job.config.base.dtype != "bfloat16":
+        return None
+    peak = _PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+    return job.flops_per_sample / (peak * dist.get_world_size()) if peak else None
 
 
 def _peak_memory(device: torch.device) -> int:

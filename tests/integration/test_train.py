@@ -205,6 +205,39 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def kill_a_worker_after(checkpoint: Path) -> None:
+    """Kill a training worker the hard way as soon as the checkpoint is there."""
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    worker, *_ = (
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    )
+    worker.kill()
+
+
+def test_a_killed_worker_costs_no_step(straight: TrainSummary, workspace: Path) -> None:
+    from mlflow import MlflowClient
+
+    checkpoints = workspace / "killed" / "checkpoints"
+    killer = threading.Thread(target=kill_a_worker_after, args=[checkpoints / "step-00000005"])
+    killer.start()
+    steps = 60  # enough of them that the run is still going when the worker dies
+    summary = train(workspace, "killed", f"run.steps={steps}", "checkpoint.keep=99")
+    killer.join()
+    first = steps - len(summary.losses)  # step of the checkpoint that the new workers took over
+    assert (summary.status, first % 5) == ("finished", 0)
+    assert 5 <= first < STEPS
+    assert summary.losses[: STEPS - first] == straight.losses[first:]
+    client = MlflowClient(f"sqlite:///{workspace / 'mlruns.db'}")
+    logged = [point.step for point in client.get_metric_history(summary.run_id, "train/loss")]
+    # Points of its last second died with the worker; those done again are there once.
+    assert len(logged) == len(set(logged))
+    assert set(range(first + 1, steps + 1)) <= set(logged)
+    assert client.get_run(summary.run_id).info.status == "FINISHED"
+
+
 def test_the_data_set_is_encoded_once(straight: TrainSummary, workspace: Path) -> None:
     (folder,) = (workspace / "shards.latents").iterdir()
     records = [json.loads(p.read_text()) for p in folder.glob("*.json") if p.name != "encoder.json"]

@@ -52,6 +52,7 @@ def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: 
         validate=lambda: {"val/loss": 1.0},
         save=saved.append,
         sink=records,
+        mfu_per_rate=0.5,
     )
     step, losses = trainer.run(0)
     trainer.stream.close()
@@ -60,3 +61,5 @@ def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: 
     assert records.steps_with("val/loss") == [3, 6, 9]
     # A window ends before whatever would lengthen it.
     assert records.steps_with("perf/step_s") == [3, 4, 5, 6, 8, 9]
+    for step in (3, 9):
+        assert records.metrics[step]["perf/mfu"] == records.metrics[step]["perf/samples_per_s"] / 2

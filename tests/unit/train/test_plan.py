@@ -41,6 +41,10 @@ def test_flux_figures_are_those_worked_out_by_hand(full_size: Path) -> None:
     assert flops["attention"] == pytest.approx(53.1e12 + 132.7e12, rel=2e-3)
     # 24.28 M weights of rank 64 x 3 passes x 2: 10.2 TFLOP with the tokens each one sees.
     assert flops["adapter"] == pytest.approx(10.2e12, rel=0.05)
+    again = plan_of(full_size)  # with gradient checkpointing
+    assert sum(again.flops_per_sample.values()) > sum(flops.values())
+    needed = sum(flops.values()) - flops["attention"] / 7  # flash attention's own recomputation
+    assert again.model_flops_per_sample == plan.model_flops_per_sample == pytest.approx(needed)
     assert 0.58 < plan.floor_seconds < 0.66
 
 
