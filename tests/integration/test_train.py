@@ -6,9 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -110,7 +113,7 @@ def test_mlflow_has_the_curves_and_the_adapter(straight: TrainSummary, workspace
     held_out = client.get_metric_history(straight.run_id, "val/loss")
     assert sorted(point.step for point in held_out) == [6, 12]
     artifacts = {item.path for item in client.list_artifacts(straight.run_id)}
-    assert {"adapter", "config.yaml", "run.json", "summary.json"} <= artifacts
+    assert {"adapter", "config.yaml", "data", "run.json", "summary.json"} <= artifacts
     assert run.inputs.dataset_inputs[0].dataset.name == "shards"
 
 
