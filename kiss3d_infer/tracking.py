@@ -136,7 +136,7 @@ class Tracker:
         page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
         if self._uri.startswith("http"):
             return f"{self._uri.rstrip('/')}/{page}"
-        return f"mlflow ui --backend-store-uri {self._uri}, then http://127.0.0.1:5000/{page}"
+        return f"mlflow ui --backend-store-uri {self._uri}   # http://127.0.0.1:5000/{page}"
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; MLflow never changes one, so a new value becomes a tag `changed.<key>`.

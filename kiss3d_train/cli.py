@@ -134,11 +134,14 @@ def encode(
 
 
 @data.command()
-def inspect(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], out: Out) -> None:
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    out: Annotated[Path, typer.Option("--out", help="Contact sheet to write, a .png file.")],
+) -> None:
     """Print statistics of a data set and write a contact sheet."""
     from kiss3d_train.data.shards import inspect as inspect_shards
 
-    typer.echo(inspect_shards(folder, out / "contact_sheet.png"))
+    typer.echo(inspect_shards(folder, out))
 
 
 @data.command()

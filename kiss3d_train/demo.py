@@ -243,7 +243,7 @@ def _show(
             "The drawn bundle is rough, as expected of a random base after minutes of training, "
             f"and was not reconstructed: {'; '.join(problems)}"
         )
-    print(f"training: {training.how_to_open}  (run {training.run_id})")
+    print(f"training: {Path(sys.prefix, 'bin')}/{training.how_to_open}")
     print(f"look at:  {out / 'contact_sheet.png'}, {out / 'turntable.gif'}, {out / 'asset.glb'}")
 
 

@@ -1,8 +1,6 @@
 """The HTTP API: FastAPI routes over the task store and the asset folders."""
 
-import io
 import shutil
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,12 +9,19 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kiss3d_infer import __version__
-from kiss3d_infer.bundle import PUBLISHED, Bundle, load_bundle, save_bundle, validate
+from kiss3d_infer.bundle import (
+    PUBLISHED,
+    Bundle,
+    load_bundle,
+    opened_image,
+    save_bundle,
+    validate,
+)
+from kiss3d_infer.bundle.layout import MAX_VIEWS
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_infer.serve.assets import BUNDLE, MEDIA_TYPES, MESH, AssetStore, new_task_id
@@ -39,8 +44,6 @@ from kiss3d_infer.serve.store import QueueFullError, Status, Task, TaskStore
 
 _RETRY_AFTER = {"Retry-After": "10"}
 _LINKS = {BUNDLE: "bundle", MESH: "mesh"}
-_MAX_VIEWS = 8
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises, depending on which part of an image is damaged."""
 
 
@@ -196,15 +199,12 @@ def _place_bundle(request: BundleToMesh, task_id: str, assets: AssetStore) -> No
 
 
 def _checked_bundle(data: bytes) -> Bundle:
-    try:
-        # The size stands in the header: a bomb is refused before its pixels are decoded.
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-            width, height = picture.size
-        if max(width // _MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
-            raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
-        bundle = load_bundle(data)
-    except _BROKEN_IMAGE as error:
-        raise InputError("the bundle must be an undamaged PNG or WebP image") from error
+    # The size stands in the header: a bomb is refused before its pixels are decoded.
+    with opened_image(data) as picture:
+        width, height = picture.size
+    if max(width // MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
+        raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
+    bundle = load_bundle(data)
     if validate(bundle).measurements["empty_tiles"] == bundle.layout.num_views:
         raise InputError("the bundle is empty: every tile is white")
     return bundle
