@@ -16,18 +16,13 @@ from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.render import RenderSummary, render_source
 from kiss3d_train.data.shards import ShardReader, decode_sample, verify, write_shards
 from kiss3d_train.data.sources.toybox import make
+from kiss3d_train.ray_session import ray_session
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_on_two_cores() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with ray_session(2):
         yield
-        ray.shutdown()
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -180,7 +175,7 @@ def test_ctrl_c_leaves_only_whole_samples_and_the_job_resumes(tmp_path: Path) ->
         "from pathlib import Path; from kiss3d_train.data.render import render_source; "
         f"render_source('toybox:400', Path({str(out)!r}), tile=96, num_workers=2)"
     )
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.json"))) < 3 and time.monotonic() < deadline:

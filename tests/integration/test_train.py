@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.ray_session import ray_session
 from kiss3d_train.run import TrainSummary, run_training
 
 ROOT = Path(__file__).parents[2]
@@ -39,18 +40,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    import ray
-
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    """One Ray for all runs of this file."""
+    with ray_session(2):
+        yield
 
 
 def overrides_of(workspace: Path, run: str) -> list[str]:
