@@ -3,7 +3,6 @@
 import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ from kiss3d_train.data.shards import (
     decode_sample,
     load_index,
 )
+from kiss3d_train.data.shards.writer import add_sample
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -166,9 +166,9 @@ class ShardEncoder:
             pair = PromptPair(full=digest, bare=_digest("", layout))
             latent = encode_image(self._pipeline, bundle)
             payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
-            samples.append(_add(archive, indexed.key, payload))
+            samples.append(add_sample(archive, indexed.key, payload))
         prompts = {
-            digest: _add(archive, digest, {PROMPT: _bytes(tensors)})
+            digest: add_sample(archive, digest, {PROMPT: _bytes(tensors)})
             for digest, tensors in self._embed(captions)
         }
         return samples, prompts
@@ -258,14 +258,3 @@ def _bytes(tensors: dict[str, Tensor]) -> bytes:
 
     data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     return data
-
-
-def _add(archive: tarfile.TarFile, key: str, members: dict[str, bytes]) -> IndexedSample:
-    places = {}
-    for extension, data in members.items():
-        header = tarfile.TarInfo(f"{key}.{extension}")
-        header.size = len(data)
-        archive.addfile(header, BytesIO(data))
-        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        places[extension] = (archive.offset - padded, len(data))
-    return IndexedSample(key=key, members=places, sha256=sha256_of(b"".join(members.values())))

@@ -179,21 +179,25 @@ def _bounded(
         yield group
 
 
+def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> IndexedSample:
+    """Append a sample's members to a tar and say where they lie in it."""
+    places = {}
+    for extension, data in members.items():
+        # A fresh header has fixed owner, mode and time, so that the bytes repeat.
+        header = tarfile.TarInfo(f"{key}.{extension}")
+        header.size = len(data)
+        tar.addfile(header, BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        places[extension] = (tar.offset - padded, len(data))
+    return IndexedSample(key=key, members=places, sha256=sha256_of(b"".join(members.values())))
+
+
 def write_shard(path: Path, split: Split, samples: Sequence[Encoded]) -> IndexedShard:
     """Write samples, as they come, into one tar; the same samples give the same bytes."""
     indexed = []
     with writing(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:
-            places = {}
-            for extension, data in members.items():
-                # A fresh header has fixed owner, mode and time, so that the bytes repeat.
-                header = tarfile.TarInfo(f"{key}.{extension}")
-                header.size = len(data)
-                tar.addfile(header, BytesIO(data))
-                padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                places[extension] = (tar.offset - padded, len(data))
-            checksum = sha256_of(b"".join(members.values()))
-            indexed.append(IndexedSample(key=key, members=places, sha256=checksum))
+            indexed.append(add_sample(tar, key, members))
     return IndexedShard(
         name=path.name,
         split=split,
