@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kiss3d_infer.scene.mesh import Mesh
 
 QUARANTINE_NAME = "quarantine.jsonl"
+_GRACE_SECONDS = 30.0
+"""How long an interrupted job waits for the meshes that it had begun."""
 
 
 @dataclass(frozen=True)
@@ -207,11 +209,10 @@ def _outcomes(
                 reason = f"the worker process died: {type(error).__name__}"
                 yield item.key, _record(item, reason)
     finally:
-        for reference in running:
-            ray.cancel(reference)
-        # Cancelled tasks put away what they were writing.
+        # Interrupted: what is being rendered becomes whole. Not ray.cancel: a task that ends while
+        # it is cancelled makes Ray 2.60 abort this process ("complete task that was not pending").
         if running:
-            ray.wait(list(running), num_returns=len(running), timeout=10)
+            ray.wait(list(running), num_returns=len(running), timeout=_GRACE_SECONDS)
 
 
 def _record(item: MeshItem, reason: str) -> Record:

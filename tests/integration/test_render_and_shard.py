@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_only_whole_samples_and_the_job_resumes(tmp_path: Path) ->
     while len(list(out.glob("*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(60) == -signal.SIGINT  # not an abort of Ray's
     done = {path.stem for path in out.glob("*.json")}
     assert 3 <= len(done) < 400
     assert not [path.name for path in out.iterdir() if "partial" in path.name]
