@@ -1,5 +1,7 @@
 """Files that are either whole or absent: writing aside, renaming, and checksums."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -9,6 +11,8 @@ from pathlib import Path
 
 from kiss3d_infer.errors import InputError
 
+LOCK_NAME = ".lock"
+"""Left in a folder that a job has worked in; it means nothing once the job has ended."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -50,6 +54,27 @@ def writable_folder(path: Path) -> Path:
             fix="choose a folder you may write to, or free some space",
         ) from error
     return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if needed, for one job: until the block or the process ends.
+
+    Raises:
+        InputError: another job holds it, or it cannot be written.
+    """
+    with (writable_folder(folder) / LOCK_NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "another job is working here", where=folder, fix="wait until it ends, or stop it"
+            ) from error
+        except OSError as error:
+            # Some shared file systems have no locks; work goes on there without.
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def sha256_of(data: bytes | Path) -> str:

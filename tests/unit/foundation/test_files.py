@@ -1,10 +1,14 @@
+import errno
+import fcntl
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.files import locked, sha256_of, writable_folder, writing
 
 
 def test_file_appears_only_when_whole(tmp_path: Path) -> None:
@@ -36,6 +40,31 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         writable_folder(tmp_path / "file" / "below")
     with pytest.raises(InputError, match="cannot write to the folder"):
         writable_folder(Path("/proc/kiss3d"))
+
+
+def test_a_folder_is_held_by_one_job(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code = "from pathlib import Path; from kiss3d_infer.files import locked; "
+    code += f"locked(Path({str(folder)!r})).__enter__()"
+    with locked(folder):
+        with pytest.raises(InputError, match=r"another job is working here .*out"), locked(folder):
+            pass
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "another job is working here" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with locked(folder):  # the lock of a process that is gone is gone
+        pass
+
+
+def test_work_goes_on_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path), locked(tmp_path):
+        pass
 
 
 def test_checksum_of_bytes_and_file_agree(tmp_path: Path) -> None:
