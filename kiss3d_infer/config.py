@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from kiss3d_infer.errors import InputError
 
@@ -16,8 +16,24 @@ class Config(BaseModel):
     """Base of every configuration section: frozen, strict about names, documented by docstrings."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+"""An int that is not given as true or false, which pydantic would take for 1 and 0."""
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
+"""A float that is not given as true or false."""
 
 
 M = TypeVar("M", bound=Config)
@@ -89,7 +105,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the file is not valid YAML: {error}", where=path) from error
+        raise InputError(f"the file is not valid YAML: {_in_a_line(error)}", where=path) from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -104,7 +120,16 @@ def _parse_override(override: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"the value is not valid YAML: {error}", where=f"--set {key}") from error
+        reason = _in_a_line(error)
+        raise InputError(f"the value is not valid YAML: {reason}", where=f"--set {key}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """A parser's complaint without its quotation of the text, which takes several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: object) -> None:

@@ -5,11 +5,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kiss3d_infer.config import Config
+from kiss3d_infer.config import Config, Integer, Number
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Sigma = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[Integer, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Sigma = Annotated[Number, Field(gt=0, lt=1)]
+Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class RunSection(Config):
@@ -19,7 +20,7 @@ class RunSection(Config):
     """Folder of the run: checkpoints/, adapter/, summary.json. All nodes must see it."""
     steps: Positive
     """Optimizer steps from the beginning of training, counting those before a resume."""
-    seed: int = 0
+    seed: Integer = 0
     """Determines adapter initialisation, sample order, noise, timesteps and caption dropout."""
     resume: str = "auto"
     """auto: continue from the newest intact checkpoint of run.dir, if any. never: run.dir must be
@@ -55,9 +56,9 @@ class AdapterSection(Config):
 
     rank: Positive = 64
     """Rank of every adapted linear."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: Annotated[Number, Field(gt=0)] | None = None
     """The update is scaled by alpha / rank; the rank itself (scale 1) when not given."""
-    targets: Literal["attention", "all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["attention", "all-linear"] | Endings = "all-linear"
     """attention: the projections of every block; all-linear: these and the MLPs; or module name
     endings such as `attn.to_q`."""
 
@@ -72,15 +73,15 @@ class ObjectiveSection(Config):
 
     timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of the timestep in (0, 1) before the shift."""
-    logit_mean: float = 0.0
+    logit_mean: Number = 0.0
     """Mean of the normal variable behind logit_normal."""
-    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    logit_std: Annotated[Number, Field(gt=0)] = 1.0
     """Standard deviation of the normal variable behind logit_normal."""
-    base_shift: float | None = 0.5
+    base_shift: Number | None = 0.5
     """Shift mu at 256 image tokens; null leaves timesteps unshifted."""
-    max_shift: float = 1.15
+    max_shift: Number = 1.15
     """Shift mu at 4096 image tokens; linear in the token count, also beyond."""
-    guidance: float = 1.0
+    guidance: Number = 1.0
     """Guidance fed to a guidance-distilled model; 1.0 trains the conditional velocity itself."""
     caption_dropout: Share = 0.1
     """Share of samples whose caption is left out; the sentence that asks for a bundle remains."""
@@ -89,19 +90,19 @@ class ObjectiveSection(Config):
 class OptimizerSection(Config):
     """AdamW on the fp32 adapter weights, and the learning rate as a function of the step."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Annotated[Number, Field(gt=0)] = 1e-4
     """Peak learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up; cosine falls to zero at run.steps."""
     betas: tuple[Share, Share] = (0.9, 0.99)
     """Decay rates of the two Adam moments."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
     """Adam's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[Number, Field(ge=0)] = 1e-4
     """Decoupled weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
     """Gradients are clipped to this global norm."""
 
 
@@ -110,7 +111,7 @@ class EngineSection(Config):
 
     kind: Literal["deepspeed", "ddp"] = "deepspeed"
     """DeepSpeed ZeRO, or PyTorch's plain DistributedDataParallel for comparison."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Integer, Field(ge=0, le=3)] = 1
     """What ZeRO shards: 1 optimizer states, 2 also gradients, 3 also the weights, frozen ones
     included (slower; for a base that does not fit one device)."""
     bucket_elements: Positive | None = None
@@ -129,7 +130,7 @@ class ScalingSection(Config):
     """CPU cores that each worker reserves and may use."""
     micro_batch: Positive = 1
     """Samples per forward pass and worker; gradients accumulate up to data.global_batch."""
-    max_failures: Annotated[int, Field(ge=-1)] = 1
+    max_failures: Annotated[Integer, Field(ge=-1)] = 1
     """How often crashed workers are restarted from the newest checkpoint; -1 without limit."""
 
 
@@ -145,9 +146,9 @@ class CheckpointSection(Config):
 class ValidationSection(Config):
     """Held-out loss at fixed noise levels with fixed noise, comparable between runs."""
 
-    every: Annotated[int, Field(ge=0)] = 500
+    every: Annotated[Integer, Field(ge=0)] = 500
     """Optimizer steps between validations; 0 validates only at the end."""
-    samples: Annotated[int, Field(ge=0)] = 32
+    samples: Annotated[Integer, Field(ge=0)] = 32
     """Samples of the validation split that are used; 0 switches validation off."""
     sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Noise levels, each evaluated on every sample."""

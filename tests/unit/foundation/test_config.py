@@ -70,6 +70,26 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> Non
         load_config(Recipe, write(tmp_path, text))
 
 
+@pytest.mark.parametrize("text", ["a: [", "steps: 5\n\tname: x", "a: b: c", "a: \0"])
+def test_a_syntax_error_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"not valid YAML: .+") as caught:
+        load_config(Recipe, write(tmp_path, text))
+    with pytest.raises(InputError, match=r"not valid YAML: .+") as given:
+        load_config(Recipe, write(tmp_path, ""), ["steps=[1"])
+    assert "\n" not in str(caught.value) + str(given.value)
+
+
+def test_where_a_syntax_error_is_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in line 2, column 1"):
+        load_config(Recipe, write(tmp_path, "steps: 5\n\tname: x"))
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(tmp_path: Path, value: str) -> None:
+    with pytest.raises(InputError, match=r"'optimizer\.betas\.0': input should be a finite number"):
+        load_config(Recipe, write(tmp_path, f"optimizer: {{betas: [{value}, 0]}}"))
+
+
 def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, "")
     with pytest.raises(InputError, match=r"did you mean .*recipe\.yaml"):

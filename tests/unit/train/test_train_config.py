@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tiny_training import tiny_config
 
 from kiss3d_infer.config import load_config
@@ -32,6 +33,41 @@ def test_all_mistakes_are_told_at_once() -> None:
         )
     assert "optimizer.learning_rat" in str(caught.value)
     assert "adapter.rank" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.steps=true", "'run.steps': must be a number, not True"),
+        ("engine.zero_stage=true", "'engine.zero_stage': must be a number"),
+        ("optimizer.betas=[true, 0.9]", r"'optimizer.betas.0': must be a number"),
+        ("optimizer.lr=.inf", "'optimizer.lr': input should be a finite number"),
+        ("objective.guidance=.nan", "'objective.guidance': input should be a finite number"),
+        ("adapter.targets=[]", "at least 1 item"),
+        ("adapter.targets=['']", "at least 1 character"),
+    ],
+)
+def test_values_that_are_no_numbers_or_name_nothing_are_refused(
+    override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(TrainConfig, RECIPES / "demo.yaml", [override])
+
+
+def test_every_number_of_a_recipe_refuses_a_truth_value() -> None:
+    config = tiny_config({"adapter.alpha": 1.0, "engine.bucket_elements": 1})
+    for name, section in config.model_dump().items():
+        for key, value in section.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                with pytest.raises(ValidationError, match="must be a number"):
+                    tiny_config({f"{name}.{key}": True})
+
+
+def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
+    recipe = RECIPES / "demo.yaml"
+    overrides = ["optimizer.lr=1e-4", "objective.guidance=1"]  # the first is text to YAML
+    config = load_config(TrainConfig, recipe, overrides).config
+    assert (config.optimizer.lr, config.objective.guidance) == (1e-4, 1.0)
 
 
 def test_alpha_defaults_to_the_rank() -> None:
