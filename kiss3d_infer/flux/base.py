@@ -93,13 +93,7 @@ def load_base(
         raise InputError(f"unknown dtype {dtype!r}", fix=f"choose one of {', '.join(_DTYPES)}")
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts: {sorted(unknown)}")
-    if not path.exists():
-        raise InputError(
-            "there is no base model here",
-            where=path,
-            fix="give the folder of a FLUX.1-dev download, or make a small random one "
-            "(`kiss3d demo` does)",
-        )
+    _folder_of(path)
     load = _load_file if path.is_file() else _load_folder
     with quiet_libraries():
         pipeline = load(path, _DTYPES[dtype], parts)
@@ -111,8 +105,11 @@ def base_identity(path: Path) -> str:
     """SHA-256 over the names and contents of a base's configuration, vocabulary and weights.
 
     It does not depend on where the base lies. 34 GB of FLUX.1-dev take about half a minute.
+
+    Raises:
+        InputError: there is no base, or it is not Flux.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = _folder_of(path)
     index = _require_index(folder)
     names = sorted(name for name in index if not name.startswith("_"))
     files = [file for name in names for file in sorted((folder / name).glob("*"))]
@@ -130,9 +127,9 @@ def read_config(base: Path, name: str) -> dict[str, Any]:
     """A configuration file of a base, such as `vae/config.json`.
 
     Raises:
-        InputError: it is missing or no JSON.
+        InputError: there is no base, or the file is missing or no JSON.
     """
-    file = (base if base.is_dir() else base.parent) / name
+    file = _folder_of(base) / name
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return config
@@ -142,6 +139,18 @@ def read_config(base: Path, name: str) -> dict[str, Any]:
             where=file,
             fix="set base.path to a diffusers folder of a Flux model",
         ) from error
+
+
+def _folder_of(base: Path) -> Path:
+    """The folder of a base that is a folder or a file in one."""
+    if not base.exists():
+        raise InputError(
+            "there is no base model here",
+            where=base,
+            fix="give the folder of a FLUX.1-dev download, or make a small random one "
+            "(`kiss3d demo` does)",
+        )
+    return base if base.is_dir() else base.parent
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxPipeline":

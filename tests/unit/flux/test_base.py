@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.base import PARTS, base_identity, create_random_base, load_base
+from kiss3d_infer.flux.base import PARTS, base_identity, create_random_base, load_base, read_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "models"
 
@@ -198,8 +198,10 @@ def test_a_broken_base_says_what_is_wrong(copied_base, breakage, message):
 
 
 def test_a_missing_base_and_a_wrong_dtype_are_input_errors(tiny_base, tmp_path):
-    with pytest.raises(InputError, match="no base model here"):
-        load_base(tmp_path / "nowhere")
+    nowhere = tmp_path / "nowhere"
+    for look in (load_base, base_identity, lambda path: read_config(path, "vae/config.json")):
+        with pytest.raises(InputError, match=rf"no base model here \({nowhere}\)"):
+            look(nowhere)
     with pytest.raises(InputError, match="unknown dtype 'fp8'"):
         load_base(tiny_base, dtype="fp8")
     (tmp_path / "flux.ckpt").write_bytes(b"")
