@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from kiss3d_infer.errors import InputError
@@ -46,6 +50,31 @@ def test_everything_logged_can_be_read_back(uri, client, tmp_path):
     assert (used.dataset.name, used.dataset.digest) == ("toybox", "f" * 36)
     files = {file.path for file in client.list_artifacts(tracker.run_id)}
     assert files == {"adapter", "config.yaml"}
+
+
+def test_a_local_run_asks_no_host(tmp_path):
+    code = """
+import socket, sys, time
+
+asked = []
+
+def refuse(host, *rest, **options):
+    asked.append(host)
+    raise socket.gaierror("there is no network")
+
+socket.getaddrinfo = refuse
+from kiss3d_infer.tracking import Tracker
+
+with Tracker.open(sys.argv[1], "tests", "a run") as tracker:
+    tracker.log_metrics({"loss": 1.0}, 1)
+time.sleep(1)  # MLflow's telemetry asks in a thread
+sys.exit(f"asked {asked}" if asked else 0)
+"""
+    # Without the variables by which MLflow knows a test or a build server.
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/runs.db"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ["runs.db", "runs"])
