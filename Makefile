@@ -41,5 +41,5 @@ format: setup ## Format the code and mend what can be mended
 bench: setup ## Measure reconstruction; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.recon
 
-clean: ## Remove the environment and everything the demo made
+clean: ## Remove .venv/ and demo/; the runs recorded in mlruns.db stay
 	rm -rf $(VENV) demo
