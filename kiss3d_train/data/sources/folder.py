@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,12 +16,11 @@ from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.item import MeshItem, make_key
+from kiss3d_train.data.sources.references import referenced_files
 from kiss3d_train.data.sources.sweethome import SweetHomeSource
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 LIBRARY_SUFFIX = ".sh3f"
-_COMPANIONS = (".json", ".mtl", ".bin")
-"""Sidecar, materials and buffers that go by the mesh's name."""
 
 _library = lru_cache(maxsize=8)(SweetHomeSource)
 
@@ -41,7 +41,7 @@ class FolderSource:
 
     Without a sidecar the name is the file's name and the category its folder's. A key depends on
     the folder's name and on the path inside it: the same on every machine, but folders of the same
-    name should be rendered into folders of their own.
+    name must be rendered into folders of their own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,13 +76,13 @@ class FolderSource:
         return replace(item, **{name: value for name, value in sidecar if value})
 
     def fingerprint(self, item: MeshItem) -> str:
-        """Of the files' bytes; of textures only those inside them or in a library."""
+        """Of the bytes of the mesh, its sidecar, and the materials and textures it refers to."""
         if found := self._in_library(item):
             return found[0].fingerprint(found[1])
         path = self.folder / item.locator
-        beside = [path.with_suffix(suffix) for suffix in _COMPANIONS]
-        digests = [sha256_of(file) if file.is_file() else "" for file in (path, *beside)]
-        return sha256_of(" ".join(digests).encode())
+        sidecar = path.with_suffix(".json")
+        digests = [sha256_of(path), sha256_of(sidecar) if sidecar.is_file() else ""]
+        return sha256_of(json.dumps([*digests, *referenced_files(path)]).encode())
 
     def load(self, item: MeshItem) -> Mesh:
         """Read the item's mesh."""
@@ -95,14 +95,17 @@ class FolderSource:
         library, _, number = item.locator.rpartition("#")
         if not library.lower().endswith(LIBRARY_SUFFIX):
             return None
-        return _library(self.folder / library), replace(item, locator=number)
+        return self._library(library), replace(item, locator=number)
+
+    def _library(self, name: str) -> SweetHomeSource:
+        return _library(self.folder / name, f"{self.folder.resolve().name}/{name}")
 
     def _models(self, path: Path) -> list[MeshItem]:
+        name = path.relative_to(self.folder).as_posix()
         try:
-            models = _library(path).items()
+            models = self._library(name).items()
         except InputError:
             models = [replace(self._found(path), locator="")]
-        name = path.relative_to(self.folder).as_posix()
         return [replace(model, locator=f"{name}#{model.locator}") for model in models]
 
     def _found(self, path: Path) -> MeshItem:

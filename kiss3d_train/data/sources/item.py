@@ -60,7 +60,8 @@ class MeshSource(Protocol):
 def make_key(*names: str, unique: str) -> str:
     """A key from readable names and a digest of `unique`, which tells equal names apart.
 
-    The same arguments give the same key on every machine, whatever else the source holds.
+    The same arguments give the same key on every machine, whatever else the source holds. A tar's
+    names end at 100 characters, of which the longest extension takes 19.
     """
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)
-    return f"{readable[:80]}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+    return f"{readable[:64]}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"

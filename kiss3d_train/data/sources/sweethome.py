@@ -37,12 +37,18 @@ _UNREADABLE = (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zl
 class SweetHomeSource:
     """The models of one library.
 
+    Args:
+        path: the .sh3f file.
+        name: enters the keys; the file's name when not given. Two versions of a library may have
+            the same id.
+
     Raises:
         InputError: the file is not a library, or its catalogue cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
+        self._name = name or path.name
 
     def items(self) -> Sequence[MeshItem]:
         """All models, in the catalogue's order."""
@@ -93,12 +99,11 @@ class SweetHomeSource:
         return self._catalogue.get(f"{name}#{number}", "").strip()
 
     def _describe(self, number: str) -> MeshItem:
-        library = self._catalogue.get("id", self.path.stem)
         identity = self._property("id", number) or self._property("model", number)
         licence = self._property("license", number) or self._catalogue.get("license", "")
         tags = (tag.strip() for tag in self._property("tags", number).split(","))
         return MeshItem(
-            key=make_key(identity, unique=f"{library}/{identity}/{number}"),
+            key=make_key(identity, unique=f"{self._name}/{identity}/{number}"),
             name=self._property("name", number),
             caption=None,
             category=self._property("category", number),

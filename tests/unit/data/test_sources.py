@@ -1,4 +1,5 @@
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import torch
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.captions import caption_of, clean_name
+from kiss3d_train.data.latents import LATENT, PROMPT
+from kiss3d_train.data.shards.writer import add_sample
 from kiss3d_train.data.sources import MeshItem, open_source
+from kiss3d_train.data.sources.item import make_key
 from kiss3d_train.data.sources.sweethome import parse_properties
 from kiss3d_train.data.sources.toybox import make
 
@@ -163,15 +167,59 @@ def test_folders_of_other_names_have_other_keys(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
-@pytest.mark.parametrize("edited", ["a.obj", "a.mtl", "a.json"])
+def _fingerprints(folder: Path) -> list[str]:
+    source = open_source(str(folder))
+    return [source.fingerprint(item) for item in source.items()]
+
+
+@pytest.mark.parametrize("edited", ["a.obj", "a.json", "chair.mtl", "textures/oak wood.png"])
 def test_a_fingerprint_tells_an_edited_mesh(tmp_path: Path, edited: str) -> None:
-    for name in ("a.obj", "b.obj"):
-        (tmp_path / name).write_text(TRIANGLE)
-    source = open_source(str(tmp_path))
-    before = [source.fingerprint(item) for item in source.items()]
-    (tmp_path / edited).write_text("# another content of the same mesh")
-    after = [source.fingerprint(item) for item in source.items()]
+    (tmp_path / "textures").mkdir()
+    (tmp_path / "a.obj").write_text(TRIANGLE)
+    (tmp_path / "b.obj").write_text(TRIANGLE.partition("\n")[2])  # without its materials
+    (tmp_path / "chair.mtl").write_text("newmtl a\n  map_Kd textures/oak wood.png\n")
+    (tmp_path / "textures/oak wood.png").write_bytes(b"oak")
+    before = _fingerprints(tmp_path)
+    (tmp_path / edited).write_text("# another content")
+    after = _fingerprints(tmp_path)
     assert after[0] != before[0] and after[1] == before[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.gltf", b'{"images": [{"uri": "data:image/png;base64,AA=="}, {"uri":"t.png"}]}'),
+        ("a.glb", b'glTF\2\0\0\0\0\0\0\0\0\0\0\0JSON{"images": [{"uri": "t.png"}]}'),
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment TextureFile t.png\r\nend_header\n"),
+    ],
+)
+def test_a_fingerprint_tells_an_edited_texture(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    missing = _fingerprints(tmp_path)
+    (tmp_path / "t.png").write_bytes(b"oak")
+    oak = _fingerprints(tmp_path)
+    (tmp_path / "t.png").write_bytes(b"ash")
+    ash = _fingerprints(tmp_path)
+    assert len({missing[0], oak[0], ash[0]}) == 3
+    (tmp_path / "other.png").write_bytes(b"of nobody")
+    assert _fingerprints(tmp_path) == ash
+
+
+def test_a_fingerprint_reads_nothing_outside_the_meshs_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    (folder / "a.obj").write_text(TRIANGLE.replace("chair.mtl", "../chair.mtl"))
+    before = _fingerprints(folder)
+    (tmp_path / "chair.mtl").write_text("newmtl a\n")
+    assert _fingerprints(folder) == before
+
+
+def test_another_version_may_draw_other_toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source("toybox:1")
+    (item,) = source.items()
+    before = source.fingerprint(item)
+    monkeypatch.setattr("kiss3d_train.data.sources.toybox.__version__", "99.0")
+    assert source.fingerprint(item) != before
 
 
 def test_a_fingerprint_tells_an_edited_model_of_a_library(tmp_path: Path) -> None:
@@ -187,6 +235,28 @@ def test_a_fingerprint_tells_an_edited_model_of_a_library(tmp_path: Path) -> Non
     assert turned[0] != chair and turned[1] == bill
     painted = fingerprints("painted", **{"test/chair/chair.mtl": "newmtl a\nKd 0 1 0\n"})
     assert painted[0] != chair and painted[1] == bill
+
+
+@pytest.mark.parametrize("names", [("v1.sh3f", "v2.sh3f"), ("v1/a.sh3f", "v2/a.sh3f")])
+def test_two_versions_of_a_library_have_different_keys(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _library(tmp_path / name)
+    source = open_source(str(tmp_path))
+    items = source.items()
+    assert len(items) == len({item.key for item in items}) == 4
+    assert len(source.load(items[3]).faces) == 2
+
+
+def test_the_longest_key_fits_a_tar_with_the_longest_extensions(tmp_path: Path) -> None:
+    key = make_key("n" * 300, "m" * 300, unique="x")
+    extensions = (LATENT, PROMPT, "bundle.webp", "json")
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        add_sample(archive, key, dict.fromkeys(extensions, b"x"))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getnames() == [f"{key}.{extension}" for extension in extensions]
 
 
 def test_members_never_leave_the_temporary_folder(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import zip_longest
 
+from kiss3d_infer import __version__
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.item import MeshItem
 from kiss3d_train.data.sources.toybox import (
@@ -60,8 +61,8 @@ class ToyboxSource:
         return replace(item, name=toy.name, caption=toy.caption, category=toy.category)
 
     def fingerprint(self, item: MeshItem) -> str:
-        """The key: seed and index tell everything."""
-        return item.key
+        """Seed and index tell everything within a version; another may draw other objects."""
+        return f"{item.key} of kiss3d {__version__}"
 
     def load(self, item: MeshItem) -> Mesh:
         """Build the item's mesh."""

@@ -1,0 +1,51 @@
+"""Which files a mesh file refers to, found without parsing the mesh."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+from kiss3d_infer.files import sha256_of
+from kiss3d_infer.scene.load import DEFAULT_LIMITS
+
+_GLTF = re.compile(rb'"uri"\s*:\s*"(?!data:)([^"]+)"')
+_PATTERNS = {
+    ".obj": re.compile(rb"^[ \t]*mtllib[ \t]+(.+)$", re.MULTILINE),
+    ".mtl": re.compile(rb"^[ \t]*map_kd[ \t]+(.+)$", re.MULTILINE | re.IGNORECASE),
+    ".ply": re.compile(rb"^comment TextureFile[ \t]+(.+)$", re.MULTILINE),
+    ".gltf": _GLTF,
+    ".glb": _GLTF,
+}
+"""What `load_mesh` follows; a name goes to the end of its line, and may hold spaces."""
+
+
+def referenced_files(mesh: Path) -> Iterator[tuple[str, str]]:
+    """Name and SHA-256 of each file that a mesh file refers to, its materials' textures included.
+
+    The checksum of a file that is missing, or that `load_mesh` would not follow, is empty.
+    """
+    if mesh.stat().st_size > DEFAULT_LIMITS.num_bytes:
+        return  # not read either
+    from trimesh.resolvers import FilePathResolver
+
+    resolver = FilePathResolver(str(mesh))
+    todo, seen = _names(mesh.suffix, mesh.read_bytes()), set[str]()
+    while todo:
+        name = todo.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            data = resolver.get(name)
+        except (OSError, ValueError):
+            yield name, ""
+            continue
+        yield name, sha256_of(data)
+        todo += _names(PurePath(name).suffix, data)
+
+
+def _names(suffix: str, data: bytes) -> list[str]:
+    pattern = _PATTERNS.get(suffix.lower())
+    found = pattern.findall(data) if pattern else []
+    return [name.decode(errors="replace").strip() for name in found]
