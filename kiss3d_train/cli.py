@@ -83,7 +83,9 @@ def furniture(out: Out = Path("data/furniture")) -> None:
 def render(
     source: Annotated[str, typer.Option(help="A folder, a .sh3f file, or toybox:N.")],
     out: Out,
-    tile: Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")] = 512,
+    tile: Annotated[
+        int, typer.Option(min=16, help="Side of a tile in pixels, a multiple of 16.")
+    ] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""

@@ -55,18 +55,32 @@ def ray_session(min_cpus: int = 1) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise what a task or a training worker raised, if it was wrong input, as itself."""
+    """Raise wrong input that a worker met as itself, and a task's other error as one sentence.
+
+    Ray's own text of a task's error is a traceback, whose first line tells nothing.
+    """
+    from ray.exceptions import RayTaskError
+
     try:
         yield
     except Exception as error:
         if cause := find_input_error(error):
             raise InputError(cause.what, where=cause.where, fix=cause.fix) from error
+        if isinstance(error, RayTaskError):
+            raise RuntimeError(f"a worker failed: {_reason(error)}") from error
         raise
 
 
 def find_input_error(error: BaseException) -> InputError | None:
     """The wrong input behind an error, if that is what it comes from."""
     return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong first, in a line."""
+    *_, innermost = _causes(error)
+    kind, said = type(innermost).__name__, str(innermost).strip().splitlines()
+    return f"{kind}: {said[0]}" if said else kind
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,9 @@ from kiss3d_train.data.shards import (
     ShardReader,
     Split,
     decode_sample,
-    load_index,
 )
 from kiss3d_train.data.shards.writer import add_sample
+from kiss3d_train.data.tile import check_tile
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -76,9 +77,11 @@ def encode_shards(
         The folder of this encoder's results below `out`.
 
     Raises:
-        InputError: the data set or the base cannot be read, or `out` cannot be written.
+        InputError: the data set or the base cannot be read, the tiles cannot be trained on, or
+            `out` cannot be written.
     """
-    index = load_index(shards)
+    index = ShardReader(shards).index
+    check_tile(index.tile, shards)
     encoder = describe_encoder(base, identity or base_identity(base), index.layout, dtype)
     folder = create_cache(encoder, out)
     todo = [
@@ -125,21 +128,31 @@ def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str
 
 
 class ShardEncoder:
-    """Holds the VAE and the text encoders, and encodes one shard after the other."""
+    """Holds the VAE and the text encoders, and encodes one shard after the other.
+
+    They are loaded with the first shard: an error in a Ray actor's __init__ loses its type.
+    """
 
     def __init__(self, shards: Path, base: Path, folder: Path, device: str) -> None:
-        self._reader = ShardReader(shards)
-        self._folder = folder
-        dtype = read_encoder(folder).dtype
-        self._pipeline = load_base(base, dtype=dtype, device=device, parts=_ENCODER_PARTS)
+        self._shards, self._base, self._folder, self._device = shards, base, folder, device
+
+    @cached_property
+    def _reader(self) -> ShardReader:
+        return ShardReader(self._shards)
+
+    @cached_property
+    def _pipeline(self) -> "FluxPipeline":
+        dtype = read_encoder(self._folder).dtype
+        pipeline = load_base(self._base, dtype=dtype, device=self._device, parts=_ENCODER_PARTS)
         if dtype != "float32":
-            self._pipeline.vae.to(torch.float32)
+            pipeline.vae.to(torch.float32)
+        return pipeline
 
     def encode(self, split: Split, number: int) -> int:
         """Encode a split's shard by its number; returns how many samples it has.
 
         Raises:
-            InputError: a sample's bytes are damaged or hold no bundle.
+            InputError: the base cannot be read, or a sample's bytes are damaged or hold no bundle.
         """
         shard = self._reader.index.of(split)[number]
         tar = tar_of(self._folder, shard)
@@ -244,6 +257,8 @@ def num_encoders(base: Path, resources: Mapping[str, float], use_gpu: bool) -> i
         return int(resources["GPU"])
     folder = base if base.is_dir() else base.parent
     files = [file for part in _ENCODER_PARTS for file in (folder / part).glob("*.safetensors")]
+    if base.is_file():
+        files.append(base)  # it may hold any part
     # Twice: files in half precision become float32.
     needed = _PROCESS_BYTES + 2 * sum(file.stat().st_size for file in files)
     return max(1, int(min(resources["CPU"], resources["memory"] // needed)))

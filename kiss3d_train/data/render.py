@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from kiss3d_infer import __version__
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.files import locked, sha256_of, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.captions import caption_of
 from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
+from kiss3d_train.data.tile import check_tile
 from kiss3d_train.ray_session import ray_session, unwrapped
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from kiss3d_infer.scene.mesh import Mesh
 
 QUARANTINE_NAME = "quarantine.jsonl"
+SOURCES_NAME = ".sources"
+"""JSON: where the folders and libraries lie whose meshes were rendered into this one, by name."""
 _GRACE_SECONDS = 30.0
 """How long an interrupted job waits for the meshes that it had begun."""
 
@@ -80,26 +84,38 @@ def render_source(
     The description is written last: where it stands, the sample is whole. A run over the same
     folder keeps whole samples of the same settings and unchanged meshes, and tries quarantined
     meshes again. The bytes do not depend on the number of workers, and Ctrl-C leaves nothing that a
-    later run would mistake. Several sources may share a folder, one job after the other.
+    later run would mistake. Several sources of different names may share a folder, one job after
+    the other.
 
     Args:
         spec: see `open_source`.
         out: folder, shared by all nodes of a cluster.
-        tile: side of a tile in pixels.
+        tile: side of a tile in pixels, a multiple of 16.
         layout: views and rows.
         limit: only the first so many meshes.
         num_workers: meshes rendered at a time, one CPU each; None = every CPU Ray has.
 
     Raises:
-        InputError: no such source, or `out` cannot be written.
+        InputError: no such source, another tile size, `out` cannot be written, another job works
+            in it, or it holds samples of another source of the same name.
     """
+    check_tile(tile)
     source = open_source(spec)
-    items = source.items()[:limit]
-    job = RenderJob(str(_absolute(spec)), writable_folder(out).resolve(), tile, layout)
-    for left_by_a_kill in job.out.glob(".*.partial.*"):
-        left_by_a_kill.unlink(missing_ok=True)
+    items = source.items()
+    _require_different_keys(items)
+    with locked(out):
+        job = RenderJob(str(_absolute(spec)), out.resolve(), tile, layout)
+        _claim_name(job)
+        for left_by_a_kill in job.out.glob(".*.partial.*"):
+            left_by_a_kill.unlink(missing_ok=True)
+        return _render_missing(job, source, items[:limit], num_workers)
+
+
+def _render_missing(
+    job: RenderJob, source: MeshSource, items: Sequence[MeshItem], num_workers: int | None
+) -> RenderSummary:
     missing = [item for item in items if not _is_whole(job, source, item)]
-    quarantine = _Quarantine(out / QUARANTINE_NAME)
+    quarantine = _Quarantine(job.out / QUARANTINE_NAME)
     began = time.monotonic()
     try:
         if missing:
@@ -111,7 +127,7 @@ def render_source(
     finally:
         quarantine.save()
     return RenderSummary(
-        out=out,
+        out=job.out,
         rendered=len(missing) - quarantine.num_noted,
         kept=len(items) - len(missing),
         quarantined=quarantine.num_noted,
@@ -123,6 +139,41 @@ def _absolute(spec: str) -> str | Path:
     """Workers run in folders of their own."""
     path = Path(spec).expanduser()
     return path.resolve() if path.exists() else spec
+
+
+def _require_different_keys(items: Sequence[MeshItem]) -> None:
+    locators: dict[str, str] = {}
+    for item in items:
+        other = locators.setdefault(item.key, item.locator)
+        if other != item.locator:
+            raise InputError(
+                f"{other} and {item.locator} get the same key, {item.key}",
+                where=item.source,
+                fix="rename one of them",
+            )
+
+
+def _claim_name(job: RenderJob) -> None:
+    """Refuse a folder or library of another place and the same name: their keys may be the same.
+
+    One that was moved is welcome: nothing lies where it was.
+    """
+    path = Path(job.spec)
+    if not path.exists():  # the toybox
+        return
+    record = job.out / SOURCES_NAME
+    known = json.loads(record.read_bytes()) if record.is_file() else {}
+    before = known.get(path.name)
+    if before == str(path):
+        return
+    if before is not None and Path(before).exists():
+        raise InputError(
+            f"the samples of {path.name} here were rendered from {before}, not from {path}",
+            where=job.out,
+            fix="render into another folder, or rename one of the two",
+        )
+    with writing(record) as aside:
+        aside.write_text(json.dumps(known | {path.name: str(path)}, indent=1), encoding="utf-8")
 
 
 def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
@@ -187,25 +238,32 @@ class _Quarantine:
 def _outcomes(
     job: RenderJob, items: Sequence[MeshItem], workers: int
 ) -> Generator[tuple[str, Record | None]]:
-    """Each item's key and, if it failed, its record, in the order in which they end."""
+    """Each item's key and, if it failed, its record, in the order in which they end.
+
+    A mesh whose worker died is tried once more; one that took too much memory is not.
+    """
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-    task = ray.remote(num_cpus=1, max_retries=1)(render_item)
+    # With retries of its own, Ray would repeat without end what its memory monitor has killed.
+    task = ray.remote(num_cpus=1, max_retries=0)(render_item)
     running: dict[Any, MeshItem] = {}
-    waiting = iter(items)
+    waiting, crashed = deque(items), set[str]()
     try:
-        while True:
+        while waiting or running:
             # One more than there are workers, so that none waits for the driver.
-            while len(running) < workers + 1 and (item := next(waiting, None)) is not None:
+            while waiting and len(running) < workers + 1:
+                item = waiting.popleft()
                 running[task.remote(job, item)] = item
-            if not running:
-                return
             (reference, *_), _ = ray.wait(list(running))
             item = running.pop(reference)
             try:
                 yield item.key, ray.get(reference)
             except (WorkerCrashedError, OutOfMemoryError) as error:
+                if isinstance(error, WorkerCrashedError) and item.key not in crashed:
+                    crashed.add(item.key)
+                    waiting.append(item)
+                    continue
                 reason = f"the worker process died: {type(error).__name__}"
                 yield item.key, _record(item, reason)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_train.data.order import Permutation
 from kiss3d_train.data.shards.index import SPLITS, ShardIndex, Split
@@ -51,10 +52,13 @@ def inspect(folder: Path, sheet: Path) -> Inspection:
         sheet: the contact sheet to write, a PNG.
 
     Raises:
-        InputError: the data set is missing or damaged, or the sheet cannot be written.
+        InputError: the data set is missing or damaged, or the sheet is no .png file or cannot be
+            written.
     """
     from kiss3d_infer.scene.pictures import contact_sheet
 
+    if sheet.suffix.lower() != ".png":
+        raise InputError("a contact sheet is a .png file", where=sheet, fix="name it sheet.png")
     categories: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     captions: Counter[str] = Counter()

@@ -51,7 +51,8 @@ def write_shards(
         rendered: folder of `<key>.bundle.png` and `<key>.json`.
         out: a new folder.
         image_format: lossless "webp" (smaller) or "png".
-        val_share: share of samples held out for validation; at least one of two or more.
+        val_share: share of samples held out for validation; at least one of two or more, and never
+            all.
         max_samples: per shard.
         max_bytes: per shard, of member bytes; a larger sample gets a shard of its own.
 
@@ -59,6 +60,8 @@ def write_shards(
         InputError: no samples, samples of several layouts or tile sizes, a damaged sample, or
             `out` holds something else.
     """
+    if not (out / INDEX_NAME).is_file():
+        _require_empty(out)
     samples = _rendered_samples(rendered)
     layout, tile = _common_settings(samples, rendered)
     writable_folder(out.parent)
@@ -122,8 +125,7 @@ def _common_settings(samples: Sequence[dict[str, Any]], folder: Path) -> tuple[B
 def _split(samples: list[dict[str, Any]], val_share: float) -> dict[Split, list[dict[str, Any]]]:
     """Those whose key's hash is lowest are for validation; samples come ordered by that hash."""
     num_val = sum(_key_hash(meta["key"]) < val_share * 2.0**64 for meta in samples)
-    if val_share > 0 and len(samples) > 1:
-        num_val = min(max(num_val, 1), len(samples) - 1)
+    num_val = min(max(num_val, int(val_share > 0)), len(samples) - 1)
     return {"train": samples[num_val:], "val": samples[:num_val]}
 
 
@@ -210,12 +212,16 @@ def write_shard(path: Path, split: Split, samples: Sequence[Encoded]) -> Indexed
 def _publish(partial: Path, out: Path, index: ShardIndex) -> None:
     if (out / INDEX_NAME).is_file() and load_index(out).digest == index.digest:
         return
+    _require_empty(out)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
             "the folder is not empty and holds something else",
             where=out,
             fix="write to a new folder, or delete this one",
         )
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)

@@ -290,6 +290,28 @@ def test_inspection_takes_shards_with_captions_alone(shards: Path, tmp_path: Pat
     assert report.categories["['odd']"] == 1
 
 
+def test_a_contact_sheet_that_is_no_png_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"contact sheet is a \.png file"):
+        inspect(tmp_path / "nowhere", tmp_path / "sheet.txt")
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_packing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("important")
+    with pytest.raises(InputError, match="holds something else"):
+        write_shards(tmp_path / "nowhere", out)
+
+
+def test_a_single_sample_is_for_training(rendered: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for path in sorted(rendered.iterdir())[:2]:
+        shutil.copy(path, alone)
+    index = write_shards(alone, tmp_path / "shards", val_share=1.0)
+    assert (index.counts("train"), index.counts("val")) == ([1], [])
+
+
 def test_an_unwritable_folder_is_refused(rendered: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write to the folder"):

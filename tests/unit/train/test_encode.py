@@ -10,7 +10,13 @@ from tiny_data import NUM_CAPTIONS, NUM_SAMPLES, bundle_of, caption_of, encode_h
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import base_identity, load_base
 from kiss3d_infer.flux.prompt import encode_captions
-from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder, num_encoders
+from kiss3d_train.data.encode import (
+    ShardEncoder,
+    create_cache,
+    describe_encoder,
+    encode_shards,
+    num_encoders,
+)
 from kiss3d_train.data.latents import (
     LatentSplit,
     is_encoded,
@@ -156,14 +162,50 @@ def test_a_base_may_have_a_tiny_autoencoder(base: Path, shards: Path, tmp_path: 
     assert sample.std_chw.max() < 1e-5  # it has no posterior to draw from
 
 
-def test_encoders_are_as_many_as_cores_memory_or_gpus_allow(base: Path) -> None:
+def test_encoders_are_as_many_as_cores_memory_or_gpus_allow(base: Path, tmp_path: Path) -> None:
     gib = 2**30
     assert num_encoders(base, {"CPU": 4.0, "memory": 64.0 * gib}, use_gpu=False) == 4
     assert num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=False) == 7
     assert num_encoders(base, {"CPU": 64.0, "memory": 0.1 * gib}, use_gpu=False) == 1
     assert num_encoders(base, {"CPU": 64.0, "memory": 1.0, "GPU": 8.0}, use_gpu=True) == 8
+    single = tmp_path / "flux.safetensors"
+    with single.open("wb") as file:
+        file.truncate(gib)  # read once as it is and once as float32
+    assert num_encoders(single, {"CPU": 64.0, "memory": 12.0 * gib}, use_gpu=False) == 4
     with pytest.raises(InputError, match="no GPU"):
         num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("tar", "a shard is 1000 bytes long"), ("tile", "a tile of 100 pixels")]
+)
+def test_damage_and_wrong_tiles_are_told_before_any_worker_starts(
+    shards: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    message: str,
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("kiss3d_train.data.encode._encode_over_ray", start)
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    if damage == "tar":
+        (copy / "train-00000.tar").write_bytes(bytes(1000))
+    else:
+        index = copy / "index.json"
+        index.write_text(index.read_text().replace('"tile": 32', '"tile": 100'))
+    with pytest.raises(InputError, match=message):
+        encode_shards(copy, base, tmp_path / "latents")
+
+
+def test_an_encoder_reads_nothing_until_it_encodes(latents: Path, tmp_path: Path) -> None:
+    # What a Ray actor raises in its __init__ arrives without its reason.
+    encoder = ShardEncoder(tmp_path / "no shards", tmp_path / "no base", latents, "cpu")
+    with pytest.raises(InputError, match="no data set"):
+        encoder.encode("train", 0)
 
 
 def test_latents_of_another_encoder_are_refused(copied: Path, base: Path, shards: Path) -> None:
