@@ -1,5 +1,6 @@
 """What a recipe will take, worked out before any device is: batches, memory, arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import target_modules
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.tile import PIXELS_PER_TOKEN, check_tile
 
+ASSUMED_TILE = 512
+"""In published bundles; for a plan without a data set."""
 _GIB = 2**30
-_PIXELS_PER_TOKEN = 16  # 8 of the VAE, 2 of the packing
 _ATTENTION_BACKWARD = 2.5
 """Matrix products of flash attention's backward pass per product of its forward pass: 5 to 2."""
 _H200_MATMUL, _H200_ATTENTION = 790e12, 570e12
@@ -46,7 +50,7 @@ class Plan:
         num_double, num_single: its blocks.
         linears: of all blocks.
         adapted: names of those with an adapter.
-        image_tokens, text_tokens: of a sample; 0 image tokens while the data set does not exist.
+        image_tokens, text_tokens: of a sample; of a published bundle while there is no data set.
     """
 
     resolved: Resolved[TrainConfig]
@@ -127,19 +131,12 @@ class Plan:
         return sum(self.index.counts("train")) / self.config.data.global_batch
 
     def show(self) -> None:
-        """Print the recipe with the origin of each value, and the figures."""
-        from rich.console import Console
-        from rich.table import Table
-
-        recipe = Table("key", "value", "from", title="recipe")
-        for row in self.resolved.rows():
-            recipe.add_row(*row)
-        figures = Table("figure", "value", title="plan")
-        for name, value in self.figures():
-            figures.add_row(name, value)
-        console = Console()
-        console.print(recipe)
-        console.print(figures)
+        """Print the recipe with the origin of each value, and the figures; no line is cut."""
+        print("recipe")
+        rows = [(key, f"{value}  # {origin}") for key, value, origin in self.resolved.rows()]
+        _print_aligned(rows)
+        print("\nplan")
+        _print_aligned(self.figures())
 
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
@@ -159,23 +156,26 @@ class Plan:
             ("checkpoint", _bytes(12 * self.num_adapter)),
             *self._data_figures(),
         ]
-        if self.image_tokens:
-            rows += [(f"memory: {item}", _bytes(gib * _GIB)) for item, gib in memory.items()]
-            rows.append(("memory per worker, about", _bytes(sum(memory.values()) * _GIB)))
-            teraflops = sum(self.flops_per_sample.values()) / 1e12
-            rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
-        if self.image_tokens and scaling.use_gpu:
+        rows += [(f"memory: {item}", _bytes(gib * _GIB)) for item, gib in memory.items()]
+        rows.append(("memory per worker, about", _bytes(sum(memory.values()) * _GIB)))
+        teraflops = sum(self.flops_per_sample.values()) / 1e12
+        rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
+        if scaling.use_gpu:
             floor = self.floor_seconds * config.accumulation
             rows.append(("no step faster on an H200 than", f"{floor:.2f} s"))
         return rows
 
     def _data_figures(self) -> list[tuple[str, str]]:
+        tokens = f"{self.image_tokens} image + {self.text_tokens} text"
         if self.index is None or self.steps_per_epoch is None:
-            return [("data", f"{self.config.data.shards} does not exist yet")]
+            return [
+                ("data", f"{self.config.data.shards} does not exist yet"),
+                ("tokens", f"{tokens}, assumed: tiles of {ASSUMED_TILE} pixels"),
+            ]
         steps = self.config.run.steps
         return [
             ("data", str(self.index)),
-            ("tokens", f"{self.image_tokens} image + {self.text_tokens} text"),
+            ("tokens", tokens),
             ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
             ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
         ]
@@ -197,15 +197,16 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     """Work out a recipe's figures; needs the base's configuration files, not its weights.
 
     Raises:
-        InputError: the base's configuration cannot be read, or the adapter's targets match nothing.
+        InputError: the base's configuration cannot be read, the adapter's targets match nothing, or
+            the tiles of the data set cannot be trained on.
     """
     config = resolved.config
     transformer = _meta_transformer(config.base.path)
     index = load_index(config.data.shards) if config.data.shards.exists() else None
-    image_tokens = 0
-    if index is not None:
-        width, height = index.layout.image_size(index.tile)
-        image_tokens = (width // _PIXELS_PER_TOKEN) * (height // _PIXELS_PER_TOKEN)
+    layout, tile = (index.layout, index.tile) if index else (PUBLISHED, ASSUMED_TILE)
+    check_tile(tile, config.data.shards)
+    width, height = layout.image_size(tile)
+    image_tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     text_tokens = _text_tokens(config.base.path)
     return Plan(
         resolved=resolved,
@@ -249,6 +250,12 @@ def _block_linears(transformer: nn.Module, image: int, text: int) -> tuple[Linea
         tokens = image + text if name.startswith("single_") else text if is_text else image
         linears.append(Linear(name, module.in_features, module.out_features, tokens))
     return tuple(linears)
+
+
+def _print_aligned(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:{width}}  {value}")
 
 
 def _bytes(number: float) -> str:

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,35 @@ def test_epochs_follow_from_the_data(full_size: Path) -> None:
     assert text["global batch"].startswith("32 = 1 per pass x 8 workers x 4")
 
 
-def test_a_plan_needs_neither_weights_nor_data() -> None:
+def test_a_plan_needs_neither_weights_nor_data(full_size: Path) -> None:
     plan = plan_of(Path("nowhere"))
-    assert "does not exist yet" in dict(plan.figures())["data"]
+    figures = dict(plan.figures())
+    assert "does not exist yet" in figures["data"]
+    assert figures["tokens"] == "8192 image + 512 text, assumed: tiles of 512 pixels"
+    assert plan.memory == plan_of(full_size).memory
+    assert figures["memory: base"] == "22.2 GiB"
+    for item in ("adapter", "gradients", "optimizer", "activations"):
+        assert f"memory: {item}" in figures
+    assert "memory per worker, about" in figures
+
+
+@pytest.mark.parametrize("file", ["docs/training.md", "configs/train/flux-lora.yaml"])
+def test_the_plan_command_works_as_it_is_written(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    (line,) = (line for line in lines if "kiss3d train plan" in line)
+    _, _, _, recipe, *options = shlex.split(line.removeprefix("#"))
+    overrides = [option for option in options if option != "--set"]
+    monkeypatch.chdir(ROOT)
+    assert make_plan(load_config(TrainConfig, Path(recipe), overrides)).num_base > 11e9
+
+
+def test_tiles_that_cannot_be_trained_on_are_refused(full_size: Path) -> None:
+    path = full_size / "index.json"
+    path.write_text(path.read_text().replace('"tile":512', '"tile":100'))
+    with pytest.raises(InputError, match="a tile of 100 pixels cannot be trained on"):
+        plan_of(full_size)
 
 
 def test_it_prints_every_value_with_its_origin(
@@ -89,6 +116,15 @@ def test_it_prints_every_value_with_its_origin(
     assert "adapter.rank" in printed
     assert "--set" in printed
     assert "memory per worker" in printed
+
+
+def test_no_value_is_cut_on_a_narrow_screen_or_in_a_pipe(
+    full_size: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "runs/" + "a" * 150
+    plan_of(full_size, f"run.dir={long}").show()
+    assert f"'{long}'  # --set" in capsys.readouterr().out
 
 
 def test_a_base_that_is_none_is_refused(tmp_path: Path) -> None:
