@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kiss3d_infer.tasks import Asset
-    from kiss3d_train.run import TrainSummary
+    from kiss3d_train.summary import TrainSummary
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _RECIPE = _CONFIGS / "train" / "demo.yaml"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import LOCK_NAME
 from kiss3d_train import checkpoint
 from kiss3d_train.checkpoint import BrokenCheckpointError, Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
@@ -105,7 +106,9 @@ def _check_run_file(path: Path, identity: Identity) -> tuple[str, Path | None]:
 
 
 def _require_empty(run_dir: Path) -> None:
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    # The lock is this job's own.
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if names - {LOCK_NAME} or (run_dir.exists() and not run_dir.is_dir()):
         raise InputError(
             "run.dir is not empty",
             where=run_dir,

@@ -8,63 +8,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writable_folder, writing
+from kiss3d_infer.files import locked, writing
 from kiss3d_infer.flux.base import base_identity
 from kiss3d_infer.tracking import Tracker, absolute_uri
+from kiss3d_train.checkpoint import Identity
 from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.data.latents import read_encoder
-from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
+from kiss3d_train.summary import SUMMARY_FILE, TrainSummary, adapter_of, finished_at, values_of
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
-SUMMARY_FILE = "summary.json"
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What a run left behind; `summary.json` holds the same.
-
-    Attributes:
-        status: "stopped" when it was asked to end early; it continues with run.resume=auto.
-        steps: optimizer steps since the beginning of training.
-        losses: mean loss of each step done since the last start.
-        validation: last held-out metrics.
-        seconds: in the training loop, since the last start.
-        peak_memory_bytes: of the first worker.
-    """
-
-    status: Literal["finished", "stopped"]
-    run_dir: str
-    run_id: str
-    steps: int
-    losses: tuple[float, ...]
-    validation: dict[str, float]
-    seconds: float
-    peak_memory_bytes: int
-    adapter: str
-    how_to_open: str
-
-    def __str__(self) -> str:
-        """A few lines for the terminal."""
-        change = f", loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}" if self.losses else ""
-        return (
-            f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop\n"
-            f"adapter: {self.adapter}\n"
-            f"MLflow run {self.run_id}: {self.how_to_open}"
-        )
 
 
 def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
@@ -74,18 +41,29 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
     ends at once. Ray is started on this machine unless it runs already.
 
     Raises:
-        InputError: the recipe, its data, its base or run.dir is unusable.
+        InputError: the recipe, its data, its base or run.dir is unusable, or another job is
+            working in run.dir.
         RuntimeError: a worker failed more often than scaling.max_failures allows.
     """
     config = with_absolute_paths(resolved.config)
-    index = load_index(config.data.shards)
-    base = base_identity(config.base.path)
-    identity = identity_of(config, base, index)
-    start = decide_start(config, identity)
-    if start.step >= config.run.steps and (summary := finished_at(start.step, config.run.dir)):
-        return summary
+    index = ShardReader(config.data.shards).index
+    identity = identity_of(config, base_identity(config.base.path), index)
+    with locked(config.run.dir):
+        start = decide_start(config, identity)
+        if start.step >= config.run.steps and (summary := finished_at(start.step, config)):
+            print("this run had finished already; nothing was done", file=sys.stderr)
+            return summary
+        return _train_from(start, resolved, config, index, identity)
+
+
+def _train_from(
+    start: Start,
+    resolved: Resolved[TrainConfig],
+    config: TrainConfig,
+    index: ShardIndex,
+    identity: Identity,
+) -> TrainSummary:
     flops_per_sample = make_plan(resolved).model_flops_per_sample
-    writable_folder(config.run.dir)
     with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
         check_resources(config.scaling, resources)
         latents = encode_shards(
@@ -94,7 +72,7 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
             config.latents_root,
             dtype=config.base.dtype,
             use_gpu=config.scaling.use_gpu,
-            identity=base,
+            identity=identity.base,
         )
         tracker = _open_tracker(resolved, config, index, start)
         job = Job(
@@ -145,16 +123,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=sections)
 
 
-def finished_at(step: int, run_dir: Path) -> TrainSummary | None:
-    """The summary of a run that finished with that step; one of an earlier end does not count."""
-    try:
-        fields = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
-        summary = TrainSummary(**{**fields, "losses": tuple(fields["losses"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return summary if (summary.status, summary.steps) == ("finished", step) else None
-
-
 def _open_tracker(
     resolved: Resolved[TrainConfig], config: TrainConfig, index: ShardIndex, start: Start
 ) -> Tracker:
@@ -181,6 +149,7 @@ def _write_run_file(config: TrainConfig, job: Job) -> None:
         "tracking_run": job.tracking_run,
         "initial": None if job.initial is None else str(job.initial),
         "identity": asdict(job.identity),
+        "recipe": values_of(config),
         "data": {"shards": str(config.data.shards), "digest": job.identity.data},
         "encoder": encoder.model_dump(mode="json"),
     }
@@ -248,7 +217,7 @@ def _create_trainer(job: Job) -> Any:
 
 def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
     config = job.config
-    adapter = config.run.dir / "adapter" / "pytorch_lora_weights.safetensors"
+    adapter = adapter_of(config.run.dir)
     summary = TrainSummary(
         status="finished" if outcome.step >= config.run.steps else "stopped",
         run_dir=str(config.run.dir),

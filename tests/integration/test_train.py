@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.ray_session import ray_session
-from kiss3d_train.run import TrainSummary, run_training
+from kiss3d_train.run import run_training
+from kiss3d_train.summary import TrainSummary
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit" / "train"))
@@ -135,8 +137,13 @@ def test_the_adapter_changes_what_the_pipeline_draws(
     assert torch.allclose(drawn(), before, atol=1e-6)
 
 
-def test_an_ended_run_is_not_run_again(straight: TrainSummary, workspace: Path) -> None:
+def test_an_ended_run_is_not_run_again(
+    straight: TrainSummary, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(workspace, "straight") == straight
+    assert "finished already; nothing was done" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"optimizer.lr was .* and is now 1e-05"):
+        train(workspace, "straight", "optimizer.lr=1e-5")
 
 
 def test_a_run_that_died_after_its_last_step_is_concluded(
@@ -237,6 +244,13 @@ def test_the_data_set_is_encoded_once(straight: TrainSummary, workspace: Path) -
     (folder,) = (workspace / "shards.latents").iterdir()
     records = [json.loads(p.read_text()) for p in folder.glob("*.json") if p.name != "encoder.json"]
     assert sum(len(record["samples"]) for record in records) == NUM_SAMPLES
+
+
+def test_an_encoders_bad_input_is_told_in_one_sentence(ray_here: None, workspace: Path) -> None:
+    base = Path(shutil.copytree(workspace / "base", workspace / "without text encoder"))
+    (base / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no weights here .*text_encoder"):
+        encode_shards(workspace / "shards", base, workspace / "latents")
 
 
 def test_a_workers_bad_input_is_told_in_one_sentence(

@@ -7,6 +7,7 @@ from test_checkpoint import IDENTITY, state_of
 from tiny_training import tiny_config
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import locked
 from kiss3d_train import checkpoint
 from kiss3d_train.checkpoint import Identity
 from kiss3d_train.config import TrainConfig
@@ -40,6 +41,18 @@ def make_run(
 def test_an_empty_or_missing_folder_starts_anew(tmp_path: Path, resume: str) -> None:
     assert decide_start(config_of(tmp_path, resume), IDENTITY) == Start()
     assert decide_start(config_of(tmp_path / "new", resume), IDENTITY) == Start()
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_the_jobs_own_lock_does_not_fill_the_folder(tmp_path: Path, resume: str) -> None:
+    with locked(tmp_path):
+        assert decide_start(config_of(tmp_path, resume), IDENTITY) == Start()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(InputError, match=r"run\.dir is not empty"):
+        decide_start(config_of(tmp_path / "run"), IDENTITY)
 
 
 def test_never_refuses_a_folder_that_holds_anything(tmp_path: Path) -> None:

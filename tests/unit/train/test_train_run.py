@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from tiny_training import tiny_config
 
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
-from kiss3d_train.config import ScalingSection
-from kiss3d_train.run import TrainSummary, check_resources, finished_at, run_training
+from kiss3d_infer.files import locked
+from kiss3d_train.config import ScalingSection, TrainConfig
+from kiss3d_train.run import check_resources, run_training
+from kiss3d_train.summary import TrainSummary, adapter_of, finished_at, values_of
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,9 @@ def test_workers_that_fill_the_cluster_are_accepted() -> None:
     check_resources(scaling, {"CPU": 8.0, "GPU": 2.0})
 
 
-def test_only_the_summary_of_the_newest_step_says_that_a_run_has_finished(tmp_path: Path) -> None:
+@pytest.fixture
+def finished(tmp_path: Path) -> TrainSummary:
+    """A run of 12 steps as it lies in its folder."""
     summary = TrainSummary(
         status="finished",
         run_dir=str(tmp_path),
@@ -52,13 +57,62 @@ def test_only_the_summary_of_the_newest_step_says_that_a_run_has_finished(tmp_pa
         adapter="adapter",
         how_to_open="mlflow ui",
     )
-    assert finished_at(12, tmp_path) is None
     (tmp_path / "summary.json").write_text(json.dumps(dataclasses.asdict(summary)))
-    assert finished_at(12, tmp_path) == summary
-    assert finished_at(20, tmp_path) is None  # it was given more steps, and died at the last one
-    stopped = dataclasses.replace(summary, status="stopped")
+    recipe = values_of(config_of(tmp_path))
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe}))
+    adapter_of(tmp_path).parent.mkdir()
+    adapter_of(tmp_path).touch()
+    return summary
+
+
+def config_of(run_dir: Path, **changes: object) -> TrainConfig:
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return tiny_config({"run.dir": str(run_dir), "run.steps": 12} | changed)
+
+
+def test_only_the_summary_of_the_newest_step_says_that_a_run_has_finished(
+    finished: TrainSummary, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path)
+    assert finished_at(12, config) == finished
+    assert finished_at(20, config) is None  # it was given more steps, and died at the last one
+    stopped = dataclasses.replace(finished, status="stopped")
     (tmp_path / "summary.json").write_text(json.dumps(dataclasses.asdict(stopped)))
-    assert finished_at(12, tmp_path) is None
+    assert finished_at(12, config) is None
+    (tmp_path / "summary.json").unlink()
+    assert finished_at(12, config) is None
+
+
+def test_a_run_without_its_adapter_has_not_finished(finished: TrainSummary, tmp_path: Path) -> None:
+    adapter_of(tmp_path).unlink()
+    assert finished_at(12, config_of(tmp_path)) is None
+
+
+def test_another_recipe_is_not_called_finished(finished: TrainSummary, tmp_path: Path) -> None:
+    other = config_of(tmp_path, optimizer__lr=1e-5, objective__caption_dropout=0.5)
+    with pytest.raises(InputError, match=r"optimizer\.lr was 0\.01 and is now 1e-05") as caught:
+        finished_at(12, other)
+    assert "objective.caption_dropout was 0.1 and is now 0.5" in str(caught.value)
+    # Checksums say that data and base are the same, wherever they lie.
+    moved = config_of(tmp_path, base__path="elsewhere", data__shards="there", run__resume="auto")
+    assert finished_at(12, moved) == finished
+
+
+def test_a_run_folder_in_use_is_refused(tmp_path: Path, shards: Path, base: Path) -> None:
+    paths = {"run.dir": tmp_path / "run", "base.path": base, "data.shards": shards}
+    with locked(tmp_path / "run"), pytest.raises(InputError, match="another job is working here"):
+        run_training(Resolved(tiny_config(paths), {}))
+
+
+def test_a_truncated_tar_is_refused_before_ray_starts(
+    tmp_path: Path, shards: Path, base: Path
+) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (copy / "train-00000.tar").write_bytes(bytes(1000))
+    paths = {"run.dir": tmp_path / "run", "base.path": base, "data.shards": copy}
+    with pytest.raises(InputError, match="a shard is 1000 bytes long"):
+        run_training(Resolved(tiny_config(paths), {}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_run_folder_is_refused(tmp_path: Path, shards: Path, base: Path) -> None:

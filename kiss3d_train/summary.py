@@ -1,0 +1,93 @@
+"""What a run leaves behind as `summary.json`, and when that says that nothing is left to do."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kiss3d_infer.config import Resolved
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.resume import RUN_FILE
+
+SUMMARY_FILE = "summary.json"
+_PLACES = ("run.dir", "run.resume", "base.path", "data.shards", "data.latents")
+"""May change between starts of a run: its identity vouches for what lies there."""
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run left behind; `summary.json` holds the same.
+
+    Attributes:
+        status: "stopped" when it was asked to end early; it continues with run.resume=auto.
+        steps: optimizer steps since the beginning of training.
+        losses: mean loss of each step done since the last start.
+        validation: last held-out metrics.
+        seconds: in the training loop, since the last start.
+        peak_memory_bytes: of the first worker.
+    """
+
+    status: Literal["finished", "stopped"]
+    run_dir: str
+    run_id: str
+    steps: int
+    losses: tuple[float, ...]
+    validation: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    adapter: str
+    how_to_open: str
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        change = f", loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}" if self.losses else ""
+        return (
+            f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop\n"
+            f"adapter: {self.adapter}\n"
+            f"MLflow run {self.run_id}: {self.how_to_open}"
+        )
+
+
+def adapter_of(run_dir: Path) -> Path:
+    """Where a run's adapter lies."""
+    return run_dir / "adapter" / "pytorch_lora_weights.safetensors"
+
+
+def values_of(config: TrainConfig) -> dict[str, str]:
+    """Every value of a recipe as text, by its dotted key."""
+    return {key: value for key, value, _ in Resolved(config, {}).rows()}
+
+
+def finished_at(step: int, config: TrainConfig) -> TrainSummary | None:
+    """The summary of a run that finished with that step; one of an earlier end does not count.
+
+    Raises:
+        InputError: it finished with another recipe than this one.
+    """
+    run_dir = config.run.dir
+    try:
+        fields = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+        summary = TrainSummary(**{**fields, "losses": tuple(fields["losses"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_whole = (summary.status, summary.steps) == ("finished", step)
+    if not is_whole or not adapter_of(run_dir).is_file():
+        return None
+    _require_same_recipe(run_dir, config)
+    return summary
+
+
+def _require_same_recipe(run_dir: Path, config: TrainConfig) -> None:
+    before = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8")).get("recipe", {})
+    differences = [
+        f"{key} was {before[key]} and is now {value}"
+        for key, value in values_of(config).items()
+        if key not in _PLACES and before.get(key, value) != value
+    ]
+    if differences:
+        raise InputError(
+            f"this run has finished with another recipe: {'; '.join(differences)}",
+            where=run_dir,
+            fix="restore these settings, start in another run.dir, or raise run.steps to go on",
+        )
