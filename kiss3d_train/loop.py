@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine, LossFn
@@ -87,20 +88,25 @@ class Trainer:
 
         Returns the mean loss of each of these steps, and whether someone asked the run to stop.
         Collective.
+
+        Raises:
+            InputError: a loss or a gradient is not finite; all workers raise it.
         """
         num = len(self._pending)
         losses = torch.stack([loss for loss, _ in self._pending])
         norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
-        summed = torch.cat([losses, losses.new_tensor([float(self._stop_is_requested())])])
+        summed = torch.cat([losses, norms, losses.new_tensor([float(self._stop_is_requested())])])
         dist.all_reduce(summed)
-        *means, stop = (summed / dist.get_world_size()).tolist()
+        *values, stop = (summed / dist.get_world_size()).tolist()
+        means, grad_norms = values[:num], values[num:]
         seconds = (time.perf_counter() - self._drained_at) / num
         self._drained_at = time.perf_counter()
         self._pending.clear()
-        for offset, (loss, norm) in enumerate(zip(means, norms.tolist(), strict=True)):
+        for offset, (loss, norm) in enumerate(zip(means, grad_norms, strict=True)):
             done = step - num + offset + 1
             lr = learning_rate(self.config, done - 1)
             self.log({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}, done)
+            _require_finite(loss, norm, done)
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
         if self.mfu_per_rate:
@@ -128,6 +134,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     remaining = max(1, config.run.steps - optimizer.warmup_steps)
     progress = (step - optimizer.warmup_steps) / remaining
     return optimizer.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _require_finite(loss: float, grad_norm: float, step: int) -> None:
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise InputError(
+            f"training diverged at step {step}: loss {loss:g}, gradient norm {grad_norm:g}",
+            where="optimizer.lr",
+            fix="the same command with a lower one goes on from the last checkpoint",
+        )
 
 
 def _due(step: int, every: int) -> bool:

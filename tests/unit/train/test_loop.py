@@ -1,7 +1,9 @@
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from tiny_training import (
     TinySamples,
@@ -12,6 +14,7 @@ from tiny_training import (
     tiny_engine,
 )
 
+from kiss3d_infer.errors import InputError
 from kiss3d_train.data.stream import Stream
 from kiss3d_train.loop import Trainer
 from kiss3d_train.objective import loss_per_sample
@@ -63,3 +66,54 @@ def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: 
     assert records.steps_with("perf/step_s") == [3, 4, 5, 6, 8, 9]
     for step in (3, 9):
         assert records.metrics[step]["perf/mfu"] == records.metrics[step]["perf/samples_per_s"] / 2
+
+
+def trainer_of(tmp_path: Path, saved: list[int], loss: float = 1.0) -> Trainer:
+    """A trainer of 9 steps with a drain and a checkpoint every 3, whose losses are `loss` times."""
+    changes = {"run.dir": str(tmp_path), "run.steps": 9, "run.log_every": 3, "checkpoint.every": 3}
+    config = tiny_config(changes | {"engine.kind": "ddp"})
+    return Trainer(
+        config=config,
+        engine=tiny_engine(config),
+        stream=Stream(TinySamples(), reversed_on_odd_epochs, config, 0, 1),
+        loss_fn=lambda model, batch: loss * loss_per_sample(model, batch, 1.0),
+        validate=None,
+        save=saved.append,
+        sink=Records(),
+    )
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_run_that_diverges_ends_before_it_is_saved(
+    alone: None, tmp_path: Path, loss: float
+) -> None:
+    saved: list[int] = []
+    trainer = trainer_of(tmp_path, saved, loss)
+    with pytest.raises(InputError, match=r"diverged at step 1: loss (nan|inf)"):
+        trainer.run(0)
+    trainer.stream.close()
+    assert saved == []
+
+
+def test_gradients_that_overflow_end_a_run(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    trainer = trainer_of(tmp_path, saved)
+    norms = iter([1.0, 1.0, 1.0, 1.0, math.inf, 1.0])
+    monkeypatch.setattr(trainer.engine, "step", lambda lr: torch.tensor(next(norms)))
+    with pytest.raises(InputError, match=r"diverged at step 5: .* gradient norm inf"):
+        trainer.run(0)
+    trainer.stream.close()
+    assert saved == [3]
+
+
+def test_all_workers_end_when_one_of_them_diverges(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, [])
+    # Of the sum over all workers, another's loss of the second step is none.
+    monkeypatch.setattr(dist, "all_reduce", lambda summed: summed[1].fill_(math.nan))
+    with pytest.raises(InputError, match="diverged at step 2"):
+        trainer.run(0)
+    trainer.stream.close()
