@@ -32,7 +32,7 @@ def silhouettes(bundle: Bundle) -> Tensor:
 
 def normal_masks(bundle: Bundle) -> NDArray[np.bool_]:
     """Binary silhouettes [V, T, T] of the normal row alone."""
-    distance = (1 - bundle.normal_colors).norm(dim=1)
+    distance = (1 - bundle.normal_colors).square().sum(1).sqrt()  # far faster than norm(dim=)
     return np.asarray(distance > _NORMAL_THRESHOLD)
 
 
@@ -46,7 +46,7 @@ def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:
 
 
 def _rgb_mask(rgb: Tensor, normal_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    distance = (1 - rgb).norm(dim=0).numpy()
+    distance = (1 - rgb).square().sum(0).sqrt().numpy()
     # A lit white surface is barely darker than the background, so the threshold goes as low as the
     # background's own noise lets it.
     background = ~ndimage.binary_dilation(normal_mask, iterations=3)

@@ -1,29 +1,30 @@
-"""Is a bundle, above all a generated one, fit to be reconstructed?"""
+"""Is a bundle, above all a generated one, fit to be reconstructed, and if not, what is wrong?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 from kiss3d_infer.bundle import masks as silhouette
-from kiss3d_infer.bundle import normals as normal_code
+from kiss3d_infer.bundle.diagnose import Figure, normal_quality, other_convention
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import BundleLayout
 
 Mask = NDArray[np.bool_]
 
 _HULL_PIXELS, _HULL_VOXELS = 64, 72
+_WHITE, _DRAWN = 0.1, 0.25
+# Limits that exact renders keep well inside.
 _MIN_COVERAGE = 0.002
-# Measurement, its limit, 1 = at most or -1 = at least, and the problem. Exact renders keep inside.
-_CHECKS = (
-    ("unit_normal_error", 0.10, 1, "normals are not unit vectors"),
-    ("backfacing_share", 0.05, 1, "normals point away from the viewer"),
-    ("silhouette_iou", 0.85, -1, "RGB and normal silhouettes differ"),
-    ("mirror_iou", 0.50, -1, "opposite views show different silhouettes"),
-    ("hull_coverage", 0.90, -1, "no one object has these silhouettes"),
-)
+_MIN_BACKGROUND = 0.5
+_MAX_UNIT_ERROR = 0.10
+_MAX_BACKFACING = 0.05
+_MIN_IOU = 0.85
+_MIN_MIRROR_IOU = 0.50
+_MIN_HULL_COVERAGE, _FULL_HULL_COVERAGE = 0.90, 0.98
 
 
 @dataclass(frozen=True)
@@ -31,42 +32,48 @@ class BundleReport:
     """What was measured, and what is wrong.
 
     Attributes:
-        measurements: named figures, shares in [0, 1]:
+        measurements: named figures, shares in [0, 1] unless stated:
+            background: lowest share over all tiles of a tile's outermost pixels that are white;
             unit_normal_error: mean | |n| - 1 | of the decoded normals inside the silhouettes;
             backfacing_share: share of inside pixels whose normal points away from the viewer;
-            silhouette_iou: lowest IoU over the views of the RGB row's and normal row's silhouettes;
+            other_convention: by how much the best other convention of normals outscores the
+                published one, below 0 if it does not (absent where they are not unit vectors);
+            silhouette_iou/<view>: IoU of a view's silhouettes in the RGB row and the normal row;
+            silhouette_iou: the lowest of these;
             mirror_iou: lowest IoU over opposite views, one mirrored (absent without such pairs;
                 perspective and elevation keep exact renders below 1);
-            hull_coverage: lowest share over the views of a silhouette that the visual hull of all
-                views still covers; 1 for views of one object, whatever its shape;
-            clipped_tiles, empty_tiles: counts over views and both rows together.
-        problems: one sentence per broken limit.
+            hull_coverage: lowest share over the views that are not empty of a silhouette that the
+                visual hull of them all still covers; 1 for one object, whatever its shape;
+            clipped_tiles, empty_tiles: counts of views that are so in either row.
+        problems: a sentence for each thing that is wrong, with the views it belongs to. What a
+            broken tile does to the comparison with other views is not told as well.
     """
 
     measurements: dict[str, float]
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether no limit is broken."""
+        """Whether nothing is wrong."""
         return not self.problems
 
 
 def validate(bundle: Bundle) -> BundleReport:
-    """Measure a bundle's inner consistency and compare it with the limits."""
-    normal, rgb = silhouette.normal_masks(bundle), silhouette.rgb_masks(bundle)
-    empty = [v for v in range(len(normal)) if min(normal[v].mean(), rgb[v].mean()) < _MIN_COVERAGE]
-    clipped = [v for v in range(len(normal)) if _touches_border(normal[v] | rgb[v])]
-    found = _normal_quality(bundle, normal) | {
-        "silhouette_iou": min(_iou(n, r) for n, r in zip(normal, rgb, strict=True)),
-        "hull_coverage": _hull_coverage(normal, bundle.layout),
-        "clipped_tiles": float(len(clipped)),
-        "empty_tiles": float(len(empty)),
-    }
-    pairs = opposite_views(bundle.layout)
-    if pairs:
-        found["mirror_iou"] = min(_iou(normal[a], normal[b][:, ::-1]) for a, b in pairs)
-    return BundleReport(found, tuple(_problems(found, empty, clipped)))
+    """Measure a bundle's inner consistency and say what is wrong with it."""
+    masks = np.stack([silhouette.rgb_masks(bundle), silhouette.normal_masks(bundle)])
+    borders = _borders(bundle)
+    background = (borders < _WHITE).mean(-1)
+    coloured = background < _MIN_BACKGROUND
+    clipped = np.asarray((borders > _DRAWN).any(-1))
+    tiles = _check_tiles(bundle.layout, masks, coloured, clipped)
+    views = _check_views(bundle.layout, masks[1])
+    normals = _check_normals(bundle, masks[1])
+    measured = {"background": float(background.min())}
+    measured |= tiles.measurements | views.measurements | normals.measurements
+    problems = _no_bundle(coloured, measured["unit_normal_error"])
+    if not problems:
+        problems = tiles.problems + (() if tiles.problems else views.problems) + normals.problems
+    return BundleReport(measured, problems)
 
 
 def opposite_views(layout: BundleLayout) -> list[tuple[int, int]]:
@@ -82,40 +89,131 @@ def opposite_views(layout: BundleLayout) -> list[tuple[int, int]]:
     ]
 
 
-def _normal_quality(bundle: Bundle, masks: Mask) -> dict[str, float]:
-    raw = normal_code.decode_raw(bundle.normal_colors).permute(0, 2, 3, 1).numpy()
-    inside = np.stack([ndimage.binary_erosion(m, np.ones((3, 3)), iterations=2) for m in masks])
-    vectors = raw[inside if inside.any() else masks]
-    if not len(vectors):
-        return {"unit_normal_error": 1.0, "backfacing_share": 0.0}
-    lengths = np.linalg.norm(vectors, axis=-1)
-    return {
-        "unit_normal_error": float(np.abs(lengths - 1).mean()),
-        "backfacing_share": float((vectors[:, 2] < -0.1).mean()),
-    }
+def _borders(bundle: Bundle) -> NDArray[np.float32]:
+    """How far each tile's outermost pixels are from white: [2, V, 4 T], RGB row first."""
+    rows = torch.stack([bundle.rgb, bundle.normal_colors])
+    edges = (rows[..., 0, :], rows[..., -1, :], rows[..., 0], rows[..., -1])
+    colors = torch.cat(edges, dim=-1)  # [2, V, 3, 4 T]
+    return np.asarray((1 - colors).square().sum(2).sqrt())
 
 
-def _hull_coverage(masks: Mask, layout: BundleLayout) -> float:
-    """Carve a coarse grid by all silhouettes and look how much of each is left.
+def _no_bundle(coloured: Mask, unit_error: float) -> tuple[str, ...]:
+    """What is wrong if most tiles [2, V] have no white background, and nothing else matters."""
+    if 2 * coloured.sum() <= coloured.size:
+        return ()
+    problem = f"the background is not white in {coloured.sum()} of {coloured.size} tiles"
+    if unit_error <= _MAX_UNIT_ERROR:
+        return (f"{problem}, or the object is larger than its tiles",)
+    value = _measured("unit_normal_error", unit_error, "above", _MAX_UNIT_ERROR)
+    return (f"this is no bundle: {problem}, and the normals are not unit vectors {value}",)
+
+
+def _check_tiles(layout: BundleLayout, masks: Mask, coloured: Mask, clipped: Mask) -> BundleReport:
+    """Is every tile [2, V] drawn, whole, and of the same outline in both rows?"""
+    empty = masks.mean((2, 3)) < _MIN_COVERAGE
+    ious = np.array([_iou(rgb, normal) for rgb, normal in zip(*masks, strict=True)])
+    problems = [
+        f"{sentence} {place}"
+        for sentence, tiles in (
+            ("the background is not white in", coloured),
+            ("the tile is empty in", empty),
+            ("the object is cut off at the edge of", clipped & ~coloured),
+        )
+        for place in _places(layout, tiles)
+    ]
+    differing = (ious < _MIN_IOU) & ~(empty | coloured).any(0)
+    if differing.any():
+        value = _measured("silhouette_iou", ious[differing].min(), "below", _MIN_IOU)
+        problems.append(f"RGB and normal silhouettes differ in {_views(layout, differing)} {value}")
+    measured = {f"silhouette_iou/{view}": float(iou) for view, iou in enumerate(ious)}
+    measured["silhouette_iou"] = float(ious.min())
+    measured["clipped_tiles"] = float(clipped.any(0).sum())
+    measured["empty_tiles"] = float(empty.any(0).sum())
+    return BundleReport(measured, tuple(problems))
+
+
+def _check_normals(bundle: Bundle, masks: Mask) -> BundleReport:
+    """Are the normals in the silhouettes [V, T, T] unit, and which way do they point?"""
+    error, backfacing = normal_quality(bundle, masks)
+    measured = {"unit_normal_error": error.mean, "backfacing_share": backfacing.mean}
+    if not masks.any():
+        return BundleReport(measured)
+    place = _where_above(_MAX_UNIT_ERROR, "unit_normal_error", error, bundle.layout)
+    if place:
+        return BundleReport(measured, (f"normals are not unit vectors {place}",))
+    lead = other_convention(bundle, masks)
+    measured["other_convention"] = lead.score
+    if lead.convention:
+        name, remedy = lead.convention.name, lead.convention.remedy
+        problem = f"the normals follow another convention: {name} ({remedy})"
+        return BundleReport(measured, (problem,))
+    place = _where_above(_MAX_BACKFACING, "backfacing_share", backfacing, bundle.layout)
+    problems = (f"normals point away from the viewer {place}",) if place else ()
+    return BundleReport(measured, problems)
+
+
+def _check_views(layout: BundleLayout, masks: Mask) -> BundleReport:
+    """Do the silhouettes [V, T, T] belong to one object?"""
+    shown = masks.mean((1, 2)) >= _MIN_COVERAGE
+    coverage = _hull_coverage(masks, shown, layout)
+    measured, problems = {"hull_coverage": float(coverage.min()) if shown.any() else 0.0}, []
+    pairs = [(a, b) for a, b in opposite_views(layout) if shown[a] and shown[b]]
+    ious = np.array([_iou(masks[a], masks[b][:, ::-1]) for a, b in pairs])
+    if pairs:
+        measured["mirror_iou"] = float(ious.min())
+    bad = np.zeros_like(shown)
+    for pair, iou in zip(pairs, ious, strict=True):
+        # Perspective sets apart the silhouettes of an exact object that reaches toward the viewers,
+        # but never what their common hull covers.
+        is_explained = coverage[list(pair)].min() > _FULL_HULL_COVERAGE
+        bad[list(pair)] |= iou < _MIN_MIRROR_IOU and not is_explained
+    if bad.any():
+        value = _measured("mirror_iou", ious.min(), "below", _MIN_MIRROR_IOU)
+        problems.append(f"opposite views show different silhouettes: {_views(layout, bad)} {value}")
+    bad = shown & (coverage < _MIN_HULL_COVERAGE)
+    if bad.any():
+        value = _measured("hull_coverage", coverage[bad].min(), "below", _MIN_HULL_COVERAGE)
+        problems.append(
+            f"no one object has these silhouettes: the others leave part of {_views(layout, bad)} "
+            f"uncovered {value}"
+        )
+    return BundleReport(measured, tuple(problems))
+
+
+def _hull_coverage(masks: Mask, shown: Mask, layout: BundleLayout) -> NDArray[np.float64]:
+    """Carve a coarse grid by the silhouettes shown and look how much of each is left: [V].
 
     Silhouettes are widened by about a voxel first, so that thin parts survive the coarse grid.
     """
-    coarse = torch.nn.functional.interpolate(
-        torch.from_numpy(masks[:, None]).float(), size=_HULL_PIXELS, mode="area"
-    )
-    wide = torch.nn.functional.max_pool2d((coarse > 0).float(), 3, stride=1, padding=1)[:, 0] > 0
+    fine = torch.from_numpy(masks[:, None]).float()
+    coarse = interpolate(fine, size=_HULL_PIXELS, mode="area")[:, 0]
+    wide = max_pool2d((coarse > 0).float(), 3, stride=1, padding=1).bool()
     axis = torch.linspace(-1.1, 1.1, _HULL_VOXELS)
     voxels = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    clip = layout.cameras.clip(voxels)
-    place = (clip[..., :2] / clip[..., 3:] * torch.tensor([1, -1]) + 1) * _HULL_PIXELS / 2
+    for view in np.flatnonzero(shown):
+        rows, columns = _pixels(voxels, view, layout)
+        voxels = voxels[wide[view, rows, columns]]
+    coverage = np.ones(len(masks))
+    for view in np.flatnonzero(shown):
+        covered = torch.zeros_like(wide[view])
+        covered[_pixels(voxels, view, layout)] = True
+        solid = coarse[view] > 0.5
+        if solid.any():
+            coverage[view] = (covered & solid).sum() / solid.sum()
+    return coverage
+
+
+def _pixels(points: Tensor, view: np.intp, layout: BundleLayout) -> tuple[Tensor, Tensor]:
+    """Rows and columns in a coarse silhouette of world points [N, 3]."""
+    camera = replace(
+        layout.cameras,
+        azimuths=layout.azimuths[view : view + 1],
+        elevations=layout.elevations[view : view + 1],
+    )
+    clip = camera.clip(points)[0]
+    place = (clip[:, :2] / clip[:, 3:] * torch.tensor([1, -1]) + 1) * _HULL_PIXELS / 2
     columns, rows = place.long().clamp(0, _HULL_PIXELS - 1).unbind(-1)
-    views = torch.arange(len(wide))[:, None]
-    kept = wide[views, rows, columns].all(0)
-    covered = torch.zeros_like(wide)
-    covered[views.expand(-1, int(kept.sum())), rows[:, kept], columns[:, kept]] = True
-    solid = coarse[:, 0] > 0.5
-    shares = (covered & solid).sum((1, 2)) / solid.sum((1, 2)).clamp(min=1)
-    return float(shares.min())
+    return rows, columns
 
 
 def _iou(a: Mask, b: Mask) -> float:
@@ -123,18 +221,34 @@ def _iou(a: Mask, b: Mask) -> float:
     return float((a & b).sum() / union) if union else 0.0
 
 
-def _touches_border(mask: Mask) -> bool:
-    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+def _where_above(limit: float, name: str, figure: Figure, layout: BundleLayout) -> str | None:
+    """The views to blame for a mean above its limit, or those twice above it by themselves."""
+    wrong = figure.views > (limit if figure.mean > limit else 2 * limit)
+    if not wrong.any() and figure.mean <= limit:
+        return None
+    wrong = wrong if wrong.any() else np.ones_like(wrong)
+    value = _measured(name, max(figure.mean, figure.views.max()), "above", limit)
+    return f"in {_views(layout, wrong)} {value}"
 
 
-def _problems(found: dict[str, float], empty: list[int], clipped: list[int]) -> list[str]:
-    problems = []
-    if empty:
-        problems.append(f"views {empty} are empty")
-    if clipped:
-        problems.append(f"the object is cut off at the edge of views {clipped}")
-    for name, limit, sign, sentence in _CHECKS:
-        if name in found and sign * (found[name] - limit) > 0:
-            relation = "above" if sign > 0 else "below"
-            problems.append(f"{sentence} ({name} {found[name]:.3f}, {relation} {limit})")
-    return problems
+def _measured(name: str, value: float, relation: str, limit: float) -> str:
+    return f"({name} {value:.3f}, {relation} {limit})"
+
+
+def _places(layout: BundleLayout, tiles: Mask) -> list[str]:
+    """Names for the tiles marked in [2, V]: views of which both are, then those of one row."""
+    both = np.asarray(tiles.all(0))
+    rows = (
+        ("", both),
+        ("the RGB row of ", tiles[0] & ~both),
+        ("the normal row of ", tiles[1] & ~both),
+    )
+    return [f"{row}{_views(layout, marked)}" for row, marked in rows if marked.any()]
+
+
+def _views(layout: BundleLayout, marked: Mask) -> str:
+    """Names for the views marked in [V]."""
+    if marked.all() and len(marked) > 1:
+        return "every view"
+    names = [f"view {v} (azimuth {layout.azimuths[v]:g})" for v in np.flatnonzero(marked)]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
