@@ -1,49 +1,76 @@
-"""`Mesh` to files that other programs open: GLB, OBJ with MTL and PNG, PLY, STL."""
+"""`Mesh` to files that other programs open: GLB, USDZ, OBJ with MTL and PNG, PLY, STL."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
-from kiss3d_infer.scene.color import modulated, to_bytes, to_linear
-from kiss3d_infer.scene.mesh import Material, Mesh
+from kiss3d_infer.scene.color import modulated, to_bytes
+from kiss3d_infer.scene.glb import to_glb
+from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import smooth_normals
+from kiss3d_infer.scene.obj import save_obj
 from kiss3d_infer.scene.raster.texture import sample_texture
 
-EXPORT_TYPES = ("glb", "obj", "ply", "stl")
+EXPORT_TYPES = ("glb", "usdz", "obj", "ply", "stl")
 
 
-def save_mesh(mesh: Mesh, path: Path) -> None:
+def save_mesh(
+    mesh: Mesh,
+    path: Path,
+    *,
+    height_m: float | None = None,
+    extras: Mapping[str, float | str] | None = None,
+) -> None:
     """Write a mesh; each file appears only when whole.
 
     - GLB: one file, smooth normals, textures embedded as PNG, metallic 0 and roughness 1 (glTF's
       default is metallic), front +Z as glTF has it.
-    - OBJ: with `<stem>.mtl` and `<stem>_<i>.png` beside it.
+    - USDZ: the same for Apple's viewers; needs the extra `usd`.
+    - OBJ: with `<stem>.mtl`, `<stem>_<i>.png` and `<stem>_<i>_normal.png` beside it.
     - PLY: colours per vertex, sampled from the texture where there is one.
     - STL: the shape alone, binary.
 
+    Args:
+        mesh: where it stands in the world.
+        path: its suffix chooses the type.
+        height_m: how tall the object is: coordinates are then metres, with the lowest point at
+            y = 0 and the bounding box centred in x and z. (Slicers read an STL's as millimetres.)
+            None = as they are.
+        extras: facts that travel with the mesh, such as how well it agrees with its bundle; GLB
+            keeps them as extras of the scene, USDZ as custom layer data, the others not at all.
+
     Raises:
-        InputError: another suffix, or the folder cannot be written.
+        InputError: another suffix, the folder cannot be written, the extra `usd` is not installed,
+            or a height that is not positive or that the mesh cannot have.
     """
     file_type = checked_export_type(path)
+    if height_m is not None:
+        mesh = standing(mesh, height_m)
+    facts = _writable(extras or {})
     if file_type == "obj":
-        _save_obj(mesh, path)
-        return
-    data = _to_glb(mesh) if file_type == "glb" else _to_single(mesh, file_type)
-    with writing(path) as aside:
-        aside.write_bytes(data)
+        save_obj(mesh, path)
+    elif file_type == "usdz":
+        from kiss3d_infer.scene.usd import save_usdz
+
+        save_usdz(mesh, path, facts)
+    else:
+        data = to_glb(mesh, facts) if file_type == "glb" else _to_single(mesh, file_type)
+        with writing(path) as aside:
+            aside.write_bytes(data)
 
 
 def checked_export_type(path: Path) -> str:
     """The mesh type of a path that can be written; ask before long work, not after it.
 
     Raises:
-        InputError: another suffix, or the folder cannot be written.
+        InputError: another suffix, the folder cannot be written, or the extra `usd` is missing.
     """
     file_type = path.suffix.lower().removeprefix(".")
     if file_type not in EXPORT_TYPES:
@@ -52,62 +79,56 @@ def checked_export_type(path: Path) -> str:
             where=path,
             fix=f"use one of {', '.join('.' + name for name in EXPORT_TYPES)}",
         )
+    if file_type == "usdz" and find_spec("pxr") is None:
+        raise InputError(
+            "writing USDZ needs Pixar's USD library, which is not installed",
+            where=path,
+            fix="install the extra 'usd' (pip install -c constraints.txt -e '.[usd]'), "
+            "or write a .glb",
+        )
     writable_folder(path.parent)
     return file_type
 
 
-def _to_glb(mesh: Mesh) -> bytes:
-    import trimesh
+def standing(mesh: Mesh, height_m: float) -> Mesh:
+    """The mesh scaled uniformly to a height in metres, standing at y = 0 above the origin.
 
-    scene = trimesh.Scene()
-    normals = smooth_normals(mesh)
-    materials, index = mesh.face_materials
-    for i, material in enumerate(materials):
-        faces = mesh.faces[index == i].long()
-        if len(faces) == 0:
-            continue
-        used, local = torch.unique(faces, return_inverse=True)
-        part = trimesh.Trimesh(
-            vertices=mesh.vertices[used].numpy(),
-            faces=local.numpy(),
-            vertex_normals=normals[used].numpy(),
-            process=False,
-            visual=trimesh.visual.TextureVisuals(
-                uv=None if mesh.uv is None else mesh.uv[used].numpy(),
-                material=_pbr_material(material),
-            ),
+    Raises:
+        InputError: the height is not a positive number, or the mesh is flat.
+    """
+    if not (math.isfinite(height_m) and height_m > 0):
+        raise InputError(
+            f"a height of {height_m:g} m is impossible", fix="give a positive number of metres"
         )
-        if mesh.vertex_colors is not None:
-            linear = to_linear(mesh.vertex_colors[used])
-            part.visual.vertex_attributes["color"] = _rgba8(linear)
-        scene.add_geometry(part, geom_name=f"{i}_{material.name}")
-    data: bytes = scene.export(file_type="glb", include_normals=True)
-    return data
+    low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
+    extent = float(high[1] - low[1])
+    if not extent > 0:
+        raise InputError("the mesh is flat, so it cannot be given a height")
+    foot = (low + high) / 2
+    foot[1] = low[1]
+    return replace(mesh, vertices=(mesh.vertices - foot) * (height_m / extent))
 
 
-def _pbr_material(material: Material) -> Any:
-    import trimesh
-
-    red, green, blue = to_linear(torch.tensor(material.base_color)).tolist()
-    return trimesh.visual.material.PBRMaterial(
-        name=material.name,
-        baseColorFactor=[red, green, blue, material.opacity],
-        baseColorTexture=None if material.texture is None else _picture(material.texture),
-        metallicFactor=0.0,
-        roughnessFactor=1.0,
-        alphaMode="BLEND" if material.opacity < 1 else "OPAQUE",
-    )
+def _writable(extras: Mapping[str, float | str]) -> dict[str, float | str]:
+    """Numbers that JSON does not know (infinite, none) as text."""
+    return {
+        name: value if isinstance(value, str) or math.isfinite(value) else str(value)
+        for name, value in extras.items()
+    }
 
 
 def _to_single(mesh: Mesh, file_type: str) -> bytes:
     import trimesh
 
-    colors = _painted_vertices(mesh) if file_type == "ply" else None
+    colors = None
+    if file_type == "ply":
+        painted = _painted_vertices(mesh)
+        colors = to_bytes(torch.cat([painted, torch.ones_like(painted[:, :1])], dim=1))
     whole = trimesh.Trimesh(
         vertices=mesh.vertices.numpy(),
         faces=mesh.faces.numpy(),
         vertex_normals=smooth_normals(mesh).numpy(),
-        vertex_colors=None if colors is None else _rgba8(colors),
+        vertex_colors=colors,
         process=False,
     )
     data: bytes = whole.export(file_type=file_type)
@@ -125,60 +146,3 @@ def _painted_vertices(mesh: Mesh) -> Tensor:
             texels = sample_texture(material.texture, mesh.uv[used])
             colors[used] = modulated(colors[used], texels)
     return colors if mesh.vertex_colors is None else modulated(colors, mesh.vertex_colors)
-
-
-def _save_obj(mesh: Mesh, path: Path) -> None:
-    if mesh.materials:  # without: readers drop vertex colours when there is a material
-        _save_mtl(mesh.materials, path.with_suffix(".mtl"))
-    vertices = mesh.vertices
-    if mesh.vertex_colors is not None:
-        vertices = torch.cat([vertices, mesh.vertex_colors], dim=1)
-    _, index = mesh.face_materials
-    with writing(path) as aside, aside.open("w") as file:
-        np.savetxt(file, vertices.numpy(), "v" + " %.7g" * vertices.shape[1])
-        np.savetxt(file, smooth_normals(mesh).numpy(), "vn %.5f %.5f %.5f")
-        corner = "%d//%d"
-        if mesh.uv is not None:
-            np.savetxt(file, mesh.uv.numpy(), "vt %.7g %.7g")
-            corner = "%d/%d/%d"
-        if mesh.materials:
-            file.write(f"mtllib {path.stem}.mtl\n")
-        for i in range(max(1, len(mesh.materials))):
-            if mesh.materials:
-                file.write(f"usemtl {_mtl_name(i)}\n")
-            faces = (mesh.faces[index == i] + 1).numpy()
-            repeated = np.repeat(faces, corner.count("%d"), axis=1)
-            np.savetxt(file, repeated, f"f {corner} {corner} {corner}")
-
-
-def _save_mtl(materials: tuple[Material, ...], path: Path) -> None:
-    lines = []
-    for i, material in enumerate(materials):
-        red, green, blue = material.base_color
-        lines += [
-            f"newmtl {_mtl_name(i)}",
-            f"Kd {red:.6f} {green:.6f} {blue:.6f}",
-            "Ka 0 0 0",
-            "Ks 0 0 0",
-            f"d {material.opacity:.6f}",
-            "illum 1",
-        ]
-        if material.texture is not None:
-            name = f"{path.stem}_{i}.png"
-            lines.append(f"map_Kd {name}")
-            with writing(path.with_name(name)) as aside:
-                _picture(material.texture).save(aside, "PNG")
-    with writing(path) as aside:
-        aside.write_text("\n".join(lines) + "\n")
-
-
-def _mtl_name(index: int) -> str:
-    return f"material_{index}"
-
-
-def _picture(texture: Tensor) -> Image.Image:
-    return Image.fromarray(to_bytes(texture))
-
-
-def _rgba8(colors: Tensor) -> Any:
-    return to_bytes(torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1))

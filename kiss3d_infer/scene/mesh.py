@@ -18,12 +18,15 @@ class Material:
         base_color: sRGB in [0, 1].
         texture: [H, W, 3] sRGB float in [0, 1], row 0 at the top; None = plain.
         opacity: 1 = opaque. Kept for export; rendering treats every surface as opaque.
+        normal_map: [H, W, 3] tangent-space normals as (n + 1) / 2, green toward +v (OpenGL, glTF),
+            in the frames of `vertex_tangents`. Kept for export; rendering ignores it.
     """
 
     name: str
     base_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     texture: Tensor | None = None
     opacity: float = 1.0
+    normal_map: Tensor | None = None
 
 
 UNPAINTED = Material("unpainted", (0.8, 0.8, 0.8))
