@@ -1,0 +1,133 @@
+"""What two meshes look like from the same cameras: silhouettes, normals, and pictures."""
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.scene.framing import framed
+from kiss3d_infer.scene.mesh import Mesh
+from kiss3d_infer.scene.render import ALBEDO, STUDIO, Views, render_views
+
+_HIGHEST_PSNR = 100.0  # dB; equal pictures would give infinity
+_WORST_ANGLE = 180.0
+
+
+def drawn_alike(
+    made: Mesh, truth: Mesh, layout: BundleLayout, size: int, *, baked_light: bool = False
+) -> tuple[Views, Views]:
+    """Draw both meshes through a layout's cameras.
+
+    Both are centred and scaled as one, so that all cameras see all of both and what differs in
+    place or size stays different.
+
+    Args:
+        made: shown in its own colours, without shading.
+        truth: likewise, or shaded if the light of `made` is baked into its texture.
+        layout: gives the cameras.
+        size: height and width of a view in pixels.
+        baked_light: whether `made` comes from a bundle that was drawn under studio light.
+    """
+    both = Mesh(
+        torch.cat([made.vertices, truth.vertices]),
+        torch.cat([made.faces, truth.faces + len(made.vertices)]),
+    )
+    vertices = framed(both, layout.cameras).vertices
+    made = replace(made, vertices=vertices[: len(made.vertices)])
+    truth = replace(truth, vertices=vertices[len(made.vertices) :])
+    light = STUDIO if baked_light else ALBEDO
+    return (
+        render_views(made, layout.cameras, size, lighting=ALBEDO),
+        render_views(truth, layout.cameras, size, lighting=light),
+    )
+
+
+def view_metrics(made: Views, truth: Views) -> dict[str, float]:
+    """Compare silhouettes and normals.
+
+    Returns:
+        `silhouette_iou`: intersection over union of the coverage above one half; `normal_error`:
+        mean angle in degrees where both cover, 180 if they nowhere do. Each is a mean over views,
+        and comes by view as `silhouette_iou/<view>` and `normal_error/<view>`. A view in which
+        neither shows counts as perfect.
+    """
+    first, second = made.alpha[:, 0] > 0.5, truth.alpha[:, 0] > 0.5
+    both, either = (first & second).sum((1, 2)), (first | second).sum((1, 2))
+    angle = _angles(made.normals, truth.normals) * (first & second)
+    ious = torch.where(either > 0, both / either.clamp(min=1), 1.0)
+    errors = torch.where(both > 0, angle.sum((1, 2)) / both.clamp(min=1), _WORST_ANGLE)
+    errors = torch.where(either > 0, errors, 0.0)
+    result = {"silhouette_iou": float(ious.mean()), "normal_error": float(errors.mean())}
+    for view, (iou, error) in enumerate(zip(ious.tolist(), errors.tolist(), strict=True)):
+        result[f"silhouette_iou/{view}"], result[f"normal_error/{view}"] = iou, error
+    return result
+
+
+def picture_metrics(made: Tensor, truth: Tensor, *, lpips: bool = False) -> dict[str, float]:
+    """Compare pictures [V, 3, H, W] in [0, 1], of at least 16 pixels a side, background and all.
+
+    Returns:
+        Means over views: `psnr` in dB, at most 100 each; `ssim` with a Gaussian window of sigma 1.5
+        (Wang et al. 2004); with `lpips` also that, on AlexNet (Zhang et al. 2018).
+
+    Raises:
+        InputError: torchmetrics is missing, or what LPIPS needs is.
+    """
+    library = torchmetrics_images()
+    psnr = library.peak_signal_noise_ratio(
+        made, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    ssim = library.structural_similarity_index_measure(made, truth, data_range=1.0)
+    result = {"psnr": float(psnr.clamp(max=_HIGHEST_PSNR).mean()), "ssim": float(ssim)}
+    if lpips:
+        result["lpips"] = _lpips(library, made, truth)
+    return result
+
+
+def torchmetrics_images() -> Any:
+    """torchmetrics' functions on images; InputError if it is not installed."""
+    try:
+        return importlib.import_module("torchmetrics.functional.image")
+    except ImportError as error:
+        raise InputError(
+            "PSNR, SSIM and LPIPS need torchmetrics",
+            fix="install the extra: pip install -c constraints.txt -e '.[eval]'",
+        ) from error
+
+
+def require_lpips() -> None:
+    """InputError if torchvision, whose AlexNet LPIPS looks through, is not installed."""
+    torchmetrics_images()
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:  # the latter: built for another torch
+        raise InputError(
+            f"LPIPS needs torchvision beside torchmetrics ({error})",
+            fix="install the torchvision release that belongs to the installed torch, or leave "
+            "LPIPS out",
+        ) from error
+
+
+def _lpips(library: Any, made: Tensor, truth: Tensor) -> float:
+    require_lpips()
+    try:
+        distance = library.learned_perceptual_image_patch_similarity(
+            made.clamp(0, 1), truth.clamp(0, 1), net_type="alex", normalize=True
+        )
+    except OSError as error:  # urllib's errors, too
+        raise InputError(
+            f"LPIPS needs torchvision's AlexNet weights, which cannot be had ({error})",
+            fix="connect to the network once, or put alexnet-owt-7be5be79.pth into "
+            f"{torch.hub.get_dir()}/checkpoints",
+        ) from error
+    return float(distance)
+
+
+def _angles(first: Tensor, second: Tensor) -> Tensor:
+    """Angles in degrees between vectors [V, 3, H, W], accurate near 0: [V, H, W]."""
+    sine = torch.linalg.cross(first, second, dim=1).norm(dim=1)
+    return torch.atan2(sine, (first * second).sum(1)).rad2deg()
