@@ -1,0 +1,1 @@
+"""A large reconstruction model as a start: four RGB views in, a first mesh out."""
