@@ -20,7 +20,9 @@ Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Tile = Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Distilled guidance.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; default: cuda when there is one.")]
-Init = Annotated[Literal["carve", "hull", "sphere"], typer.Option(help="Start shape.")]
+Init = Annotated[
+    Literal["carve", "hull", "sphere", "mesh", "lrm"], typer.Option(help="Start shape.")
+]
 # The bounds of ReconstructSettings, which is not imported here: pydantic would slow the start.
 Faces = Annotated[
     int, typer.Option(min=100, max=200_000, help="Most triangles; beyond 40,000 it takes long.")
@@ -79,24 +81,59 @@ def generate(
 
 def reconstruct(
     bundle: Annotated[Path, typer.Argument(help="Bundle image, .png or .webp.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Asset: .glb, .obj, .ply or .stl.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Asset: .glb, .usdz, .obj, .ply or .stl.")
+    ],
     init: Init = "carve",
+    start_mesh: Annotated[
+        Path | None, typer.Option("--start-mesh", help="With --init mesh: the mesh to start from.")
+    ] = None,
+    lrm: Annotated[
+        Path | None, typer.Option("--lrm", help="With --init lrm: its .safetensors weights.")
+    ] = None,
     faces: Faces = 20_000,
     texture_size: TextureSize = 1024,
+    albedo: Annotated[
+        bool, typer.Option("--albedo", help="Take the light out of the texture.")
+    ] = False,
+    normal_map: Annotated[
+        bool, typer.Option("--normal-map", help="Bake fine relief into a normal map.")
+    ] = False,
+    height: Annotated[
+        float | None, typer.Option("--height", help="Height in metres; stands it on the ground.")
+    ] = None,
+    debug: Annotated[
+        Path | None, typer.Option("--debug", help="Folder for pictures of every stage.")
+    ] = None,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
     """Turn a bundle image into a textured mesh."""
     from kiss3d_infer.devices import pick_raster_device
+    from kiss3d_infer.errors import InputError
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.reconstruct import ReconstructSettings
     from kiss3d_infer.tasks import bundle_to_mesh
 
+    for name, given in (("mesh", start_mesh), ("lrm", lrm)):
+        if (init == name) != (given is not None):
+            option = {"mesh": "--start-mesh", "lrm": "--lrm"}[name]
+            raise InputError(f"--init {name} and {option} go together", fix="give both or neither")
     asset = bundle_to_mesh(
         bundle,
         out,
-        settings=ReconstructSettings(init=init, num_faces=faces, texture_size=texture_size),
+        settings=ReconstructSettings(
+            init=init if init in ("carve", "hull", "sphere") else "carve",
+            num_faces=faces,
+            texture_size=texture_size,
+            albedo=albedo,
+            normal_map=normal_map,
+        ),
         device=pick_raster_device(device),
+        start_mesh=start_mesh,
+        lrm_weights=lrm,
+        height_m=height,
+        debug=debug,
         force=force,
         on_progress=show_stages("reconstruct"),
     )
@@ -105,7 +142,9 @@ def reconstruct(
 
 def text_to_3d(
     prompt: Annotated[str, typer.Argument(help="What to make, e.g. 'a red wooden chair'.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Asset: .glb, .obj, .ply or .stl.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Asset: .glb, .usdz, .obj, .ply or .stl.")
+    ],
     model: Model = _DEFAULT_MODEL,
     lora: Lora = None,
     seed: Seed = 0,

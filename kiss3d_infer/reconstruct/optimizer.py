@@ -45,6 +45,8 @@ class DescentSettings:
     """Share of the mean gradient norm added to each vertex's own (ours; 0 is the original)."""
     gradient_limit: float = 10.0
     """A gradient component is clipped to this multiple of its momentum."""
+    steps_per_remesh: int = 2
+    """Gradient steps between two passes of the remesher (1 in the original)."""
 
 
 class MeshDescent:

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiss3d_infer.progress import ProgressFn
@@ -10,8 +12,18 @@ from kiss3d_infer.reconstruct.settings import Reconstruction, ReconstructSetting
 
 if TYPE_CHECKING:
     from kiss3d_infer.bundle.image import Bundle
+    from kiss3d_infer.reconstruct.optimizer import DescentSettings
+    from kiss3d_infer.reconstruct.refine import Refined
+    from kiss3d_infer.reconstruct.starts import Start
+    from kiss3d_infer.reconstruct.target import Target
+    from kiss3d_infer.reconstruct.texture import Painted
+    from kiss3d_infer.reconstruct.topology import Float32, Int32
+    from kiss3d_infer.scene.mesh import Mesh
 
 _COARSE_SIZE, _FINE_SIZE = 256, 512
+_DETAILED_LENGTHS = (0.05, 0.02)
+_NOTABLE_SHIFT, _NOTABLE_CONFIDENCE = 0.004, 0.6
+_POOR_IOU, _POOR_NORMALS = 0.9, 25.0
 _DEFAULTS = ReconstructSettings()
 
 
@@ -20,6 +32,9 @@ def reconstruct(
     settings: ReconstructSettings = _DEFAULTS,
     *,
     device: str = "cpu",
+    start_mesh: "Mesh | None" = None,
+    lrm_weights: Path | None = None,
+    debug: Path | None = None,
     on_progress: ProgressFn | None = None,
 ) -> Reconstruction:
     """Turn a bundle image into a closed, textured mesh that looks like it from its cameras.
@@ -27,63 +42,168 @@ def reconstruct(
     The same bundle and settings give the same mesh on the CPU.
 
     Args:
-        bundle: any layout; generated normals need not be unit, nor edges sharp.
+        bundle: any layout; generated normals need not be unit, nor edges sharp, and views may be
+            off by some pixels.
         settings: see `ReconstructSettings`.
         device: "cpu" or "cuda"; rasterizes and paints. Remeshing and clean-up stay on the CPU.
+        start_mesh: start from this instead of `settings.init`; any triangles, in the frame of the
+            bundle (`framed`).
+        lrm_weights: start from what the large reconstruction model makes of the views.
+        debug: a folder for pictures of every stage.
         on_progress: told (stage, share done); an exception raised in it cancels the work.
 
     Returns:
         The mesh in world units, its agreement with the bundle, and the seconds of each stage.
 
     Raises:
-        InputError: the bundle shows nothing, or CUDA was asked for and is not there.
+        InputError: the bundle shows nothing, the start cannot be used, or CUDA was asked for and is
+            not there.
     """
     import torch
 
+    from kiss3d_infer.reconstruct.albedo import without_shading
     from kiss3d_infer.reconstruct.cleanup import clean
+    from kiss3d_infer.reconstruct.debug import DebugFolder
     from kiss3d_infer.reconstruct.measure import agreement
-    from kiss3d_infer.reconstruct.refine import COARSE, COARSE_EXPANSION, FINE, refine
-    from kiss3d_infer.reconstruct.starts import make_start
+    from kiss3d_infer.reconstruct.refine import COARSE, COARSE_LOSS, FINE, FINE_LOSS, refine
     from kiss3d_infer.reconstruct.target import Target
-    from kiss3d_infer.reconstruct.texture import textured
     from kiss3d_infer.reconstruct.topology import is_closed_manifold
+    from kiss3d_infer.reconstruct.unseen import with_film
 
+    pictures = None if debug is None else DebugFolder(debug)
     stages = _Stages(on_progress)
     with stages.timed("target"):
         target = Target.of(bundle)
         coarse = target.resized(min(_COARSE_SIZE, target.size))
-        fine = target.resized(min(_FINE_SIZE, target.size)).to(device)
-    warnings = list(target.warnings)
     with stages.timed("start"):
-        start = make_start(settings.init, coarse)
-    if start.name != settings.init:
-        warnings.append(
-            f"the views disagree too much for a {settings.init} start; began with a {start.name}"
-        )
+        start, warnings = _start(target, coarse, settings, start_mesh, lrm_weights, device)
     with stages.timed("coarse") as on_step:
-        vertices, faces = refine(
+        # A start whose details shall survive has short edges from the first step on.
+        lengths = COARSE.edge_lengths if start.is_rough else _DETAILED_LENGTHS
+        descent = _resolvable(replace(COARSE, edge_lengths=lengths), coarse)
+        rough = refine(
             start.vertices,
             start.faces,
             coarse.to(device),
-            COARSE,
+            descent,
             settings.coarse_steps,
-            expansion=COARSE_EXPANSION,
+            COARSE_LOSS,
             on_step=on_step,
+            records_losses=pictures is not None,
         )
+        if settings.albedo:
+            target = without_shading(target)
+        believed = replace(target, confidence=rough.confidence).shifted(rough.shifts)
+        fine = believed.resized(min(_FINE_SIZE, target.size)).to(device)
+        vertices = with_film(rough.vertices, rough.faces, fine)
     with stages.timed("fine") as on_step:
-        vertices, faces = refine(vertices, faces, fine, FINE, settings.fine_steps, on_step=on_step)
+        made = refine(
+            vertices,
+            rough.faces,
+            fine,
+            FINE,
+            settings.fine_steps,
+            FINE_LOSS,
+            on_step=on_step,
+            records_losses=pictures is not None,
+        )
     with stages.timed("clean"):
-        vertices, faces = clean(vertices, faces, settings.num_faces)
+        vertices = with_film(made.vertices, made.faces, fine)
+        vertices, faces = clean(vertices, made.faces, settings.num_faces)
     with stages.timed("texture"), torch.no_grad():
-        full = target.to(device)
-        mesh, unseen_share = textured(vertices, faces, full, settings.texture_size)
+        painted = _painted(vertices, faces, made, believed.to(device), settings)
     with stages.timed("measure"), torch.no_grad():
-        measurements = agreement(mesh, full) | {
+        measurements = agreement(painted.mesh, target.to(device)) | {
             "num_faces": float(len(faces)),
             "watertight": float(is_closed_manifold(faces, len(vertices))),
-            "unseen_share": unseen_share,
+            "unseen_share": painted.unseen_share,
         }
-    return Reconstruction(mesh, measurements, stages.seconds, tuple(warnings))
+        for view in range(len(target.cameras)):
+            measurements[f"view_shift/{view}"] = float(rough.shifts[view].norm())
+            measurements[f"view_confidence/{view}"] = float(rough.confidence[view])
+    if pictures is not None:
+        with stages.timed("debug"):
+            pictures.write_targets(believed)
+            pictures.write_stage("start", start.vertices, start.faces, fine)
+            pictures.write_stage("coarse", rough.vertices, rough.faces, fine)
+            pictures.write_stage("fine", made.vertices, made.faces, fine)
+            pictures.write_stage("clean", vertices, faces, fine)
+            pictures.write_losses({"coarse": rough.losses, "fine": made.losses})
+            pictures.write_unseen(painted.seen_map)
+            pictures.write_turntable(painted.mesh)
+    warnings += _doubts(target, measurements)
+    return Reconstruction(painted.mesh, measurements, stages.seconds, warnings)
+
+
+def _start(
+    target: "Target",
+    coarse: "Target",
+    settings: ReconstructSettings,
+    start_mesh: "Mesh | None",
+    lrm_weights: Path | None,
+    device: str,
+) -> tuple["Start", tuple[str, ...]]:
+    from kiss3d_infer.reconstruct.lrm.start import lrm_start
+    from kiss3d_infer.reconstruct.shell import closed_surface
+    from kiss3d_infer.reconstruct.starts import Start, make_start
+
+    if start_mesh is not None:
+        return Start(*closed_surface(start_mesh), "mesh"), target.warnings
+    if lrm_weights is not None:
+        made = lrm_start(target, lrm_weights, device=device)
+        return Start(made.vertices, made.faces, "lrm"), target.warnings + made.warnings
+    start = make_start(settings.init, coarse)
+    if start.name == settings.init:
+        return start, target.warnings
+    doubt = f"the views disagree too much for a {settings.init} start; began with a {start.name}"
+    return start, (*target.warnings, doubt)
+
+
+def _resolvable(settings: "DescentSettings", target: "Target") -> "DescentSettings":
+    """The descent with edges no shorter than two pixels: what the views cannot tell only folds."""
+    from kiss3d_infer.reconstruct.volume import pixel_pitch
+
+    shortest = 2 * pixel_pitch(target.cameras, target.size)
+    first, least = (max(length, shortest) for length in settings.edge_lengths)
+    return replace(settings, edge_lengths=(first, least))
+
+
+def _painted(
+    vertices: "Float32",
+    faces: "Int32",
+    dense: "Refined",
+    target: "Target",
+    settings: ReconstructSettings,
+) -> "Painted":
+    from kiss3d_infer.reconstruct.detail import normal_map
+    from kiss3d_infer.reconstruct.texture import textured
+
+    painted = textured(vertices, faces, target, settings.texture_size)
+    if not settings.normal_map:
+        return painted
+    details = normal_map(painted.mesh, dense.vertices, dense.faces, settings.texture_size)
+    material = replace(painted.mesh.materials[0], normal_map=details)
+    return replace(painted, mesh=replace(painted.mesh, materials=(material,)))
+
+
+def _doubts(target: "Target", measurements: dict[str, float]) -> tuple[str, ...]:
+    """Sentences about views that are not of the object the others show."""
+    doubts = []
+    for view, azimuth in enumerate(target.cameras.azimuths):
+        shift = measurements[f"view_shift/{view}"]
+        confidence = measurements[f"view_confidence/{view}"]
+        name = f"view {view} (azimuth {azimuth:g})"
+        if shift > _NOTABLE_SHIFT:
+            doubts.append(f"{name} was {shift:.1%} of its width off the others and was moved")
+        if confidence < _NOTABLE_CONFIDENCE:
+            doubts.append(f"{name} disagrees with the others and counted {confidence:.0%}")
+        iou, error = (measurements[f"{n}/{view}"] for n in ("silhouette_iou", "normal_error"))
+        if iou < _POOR_IOU or error > _POOR_NORMALS:
+            doubts.append(
+                f"the mesh does not fit {name}: silhouette IoU {iou:.2f}, "
+                f"normals {error:.0f} degrees off"
+            )
+    return tuple(doubts)
 
 
 def warm_up() -> None:
@@ -100,7 +220,9 @@ def warm_up() -> None:
     ball = icosphere(2)
     mesh = Mesh(torch.tensor(ball.vertices).float(), torch.tensor(ball.faces).int())
     bundle = render_bundle(mesh, tile=64)
-    settings = ReconstructSettings(coarse_steps=4, fine_steps=4, num_faces=500, texture_size=64)
+    settings = ReconstructSettings(
+        coarse_steps=4, fine_steps=4, num_faces=500, texture_size=64, normal_map=True
+    )
     reconstruct(bundle, settings, on_progress=show_stages("compiling the reconstruction"))
 
 

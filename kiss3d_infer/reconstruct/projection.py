@@ -1,4 +1,4 @@
-"""Colours of surface points, blended from the views that see them well."""
+"""Colours or normals of surface points, blended from the views that see them well."""
 
 import math
 
@@ -12,7 +12,6 @@ from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.raster import rasterizer_for
 
-_POWER = 4
 _LEAST_COSINE = 0.15
 _RAMP_PIXELS = 3.0
 _DEPTH_SIZE = 1024
@@ -22,25 +21,35 @@ _DEPTH_JUMP = 0.06
 
 
 class Projector:
-    """Looks up the colour of points on a mesh in the views of a target.
+    """Looks up what the views of a target show at points on a mesh.
 
-    A view's say is cos^4 of the angle at which it sees the point, times its own weight, times a
+    A view's say is a power of the cosine at which it sees the point, times its own weight, times a
     ramp that falls to 0 within three pixels of a silhouette or of an edge where the depth jumps.
 
     Args:
         target: the views.
         vertices: [N, 3] the mesh that occludes, on the target's device.
         faces: [F, 3].
+        images: [V, S, S, C] what is looked up, the target's colours if None.
+        power: of the cosine; a high one prefers the view that sees a point best.
     """
 
-    def __init__(self, target: Target, vertices: Tensor, faces: Tensor) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: Target,
+        vertices: Tensor,
+        faces: Tensor,
+        images: Tensor | None = None,
+        power: int = 4,
+    ) -> None:
         self._cameras = target.cameras
+        self._power = power
+        self._weights = view_weights(target.cameras) * target.confidence
         self._depth = _depth_maps(target.cameras, vertices, faces)
-        self._images = target.rgb.permute(0, 3, 1, 2)
+        self._images = (target.rgb if images is None else images).permute(0, 3, 1, 2)
         self._ramp = _edge_ramps(target.alpha, self._depth)
 
-    def colors_at(self, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    def values_at(self, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
         """Blend the views at surface points.
 
         Args:
@@ -48,7 +57,7 @@ class Projector:
             normals: [P, 3] unit normals there.
 
         Returns:
-            colours [P, 3], black where no view has a say, and total weights [P, 1].
+            values [P, C], 0 where no view has a say, and total weights [P, 1].
         """
         clip = self._cameras.clip(points)
         depth = clip[..., 3]
@@ -57,9 +66,9 @@ class Projector:
         visible &= (places.abs() < 1).all(-1)
         toward = self._cameras.positions.to(points)[:, None] - points
         cosine = (functional.normalize(toward, dim=-1) * normals).sum(-1)
-        weight = cosine.clamp(min=0) ** _POWER * (visible & (cosine > _LEAST_COSINE))
+        weight = cosine.clamp(min=0) ** self._power * (visible & (cosine > _LEAST_COSINE))
         weight = weight[..., None] * _look_up(self._ramp, places, "bilinear")
-        weight = weight * view_weights(self._cameras).to(points)[:, None, None]
+        weight = weight * self._weights.to(points)[:, None, None]
         total = weight.sum(0)
         blended = (weight * _look_up(self._images, places, "bilinear")).sum(0)
         return blended / total.clamp(min=1e-9), total

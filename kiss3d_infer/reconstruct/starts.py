@@ -1,6 +1,7 @@
 """Initial shapes: a sphere, the silhouettes' hull, or the hull carved by integrated normals."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,10 @@ _LEAST_SEGMENT = 4
 _MARGIN = 0.01
 _STEEPEST_VIEW = 30.0
 """Degrees of elevation up to which an image row is near enough to a horizontal slice."""
-_LEAST_COVERAGE = 0.8
-"""Share of the hull's silhouettes that a carved shape must still fill."""
+_LEAST_COVERAGE = 0.5
+"""Share of the hull's silhouettes that a carved shape must still fill by itself."""
+_REFILL_VOXELS = 2.0
+"""How much worse than the best voxel behind a pixel another may be and still be given back."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class Start:
 
     vertices: Float32
     faces: Int32
-    name: StartName
+    name: StartName | Literal["mesh", "lrm"]
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether nothing is lost by beginning with long edges."""
+        return self.name not in ("mesh", "lrm")
 
 
 def make_start(name: StartName, target: Target) -> Start:
@@ -93,20 +101,27 @@ class _HullAndDepth:
             own_depth = np.float32(self._cameras.distance) - points @ toward
             pixels = project(points, matrices[view], self._target.size)
             values = np.minimum(values, own_depth - sample(depth, pixels, outside=0.0))
-        return surface(values, self.grid) if self._still_fills(values) else None
+        return surface(values, self.grid) if self._refill(values) else None
 
-    def _still_fills(self, values: Float32) -> bool:
-        points, size = self.grid.points, _NUM_VOXELS // 2
+    def _refill(self, values: Float32) -> bool:
+        """Give back, in place, what a view shows and no voxel is left for, where it fits best.
+
+        Thin parts whose depth was misjudged would otherwise vanish. Returns False when more is
+        missing than a few parts.
+        """
+        inside = np.flatnonzero(self.hull > 0)
+        points, flat = self.grid.points.reshape(-1, 3)[inside], values.reshape(-1)
+        size, is_sound = _NUM_VOXELS, True
         for matrix in self._cameras.world_to_clip.numpy():
-            footprints = []
-            for inside in (self.hull > 0, values > 0):
-                footprint = np.zeros((size, size), bool)
-                row, column = np.rint(project(points[inside], matrix, size)).astype(int)
-                footprint[row.clip(0, size - 1), column.clip(0, size - 1)] = True
-                footprints.append(int(footprint.sum()))
-            if footprints[1] < _LEAST_COVERAGE * footprints[0] or footprints[1] == 0:
-                return False
-        return True
+            row, column = np.rint(project(points, matrix, size)).astype(np.int64)
+            pixel = row.clip(0, size - 1) * size + column.clip(0, size - 1)
+            best = np.full(size * size, -np.inf, np.float32)
+            np.maximum.at(best, pixel, flat[inside])
+            missing = (best <= 0) & np.isfinite(best)
+            is_sound &= missing.sum() < (1 - _LEAST_COVERAGE) * np.isfinite(best).sum()
+            nearly = flat[inside] > best[pixel] - _REFILL_VOXELS * self.grid.spacing
+            flat[inside[missing[pixel] & nearly]] = self.grid.spacing / 2
+        return is_sound
 
     def _surface_depth(self, view: int) -> Float32:
         """Depth [S, S] of the surface a view sees, a margin nearer; 0 where it is unknown."""

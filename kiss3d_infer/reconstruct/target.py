@@ -1,6 +1,7 @@
 """What the optimiser matches: world normals and coverage per view, cleaned of white edges."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from kiss3d_infer.scene.camera import Cameras
 _SOLID = 0.95
 _EDGE_PIXELS = 3.0
 _LEAST_COVERAGE = 5e-4
+_LEAST_SHIFT_PIXELS = 0.2
+"""Moving a view by less would only blur it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Target:
         rgb: [V, S, S, 3] sRGB; beyond the object, the colour of its nearest pixel.
         normals: [V, S, S, 3] world-space unit normals times alpha.
         alpha: [V, S, S, 1] coverage in [0, 1].
+        confidence: [V] in (0, 1], how much each view counts; on the CPU.
         warnings: sentences about views that had to be left out.
     """
 
@@ -35,6 +39,7 @@ class Target:
     rgb: Tensor
     normals: Tensor
     alpha: Tensor
+    confidence: Tensor
     warnings: tuple[str, ...] = ()
 
     @property
@@ -74,20 +79,41 @@ class Target:
             bundle.layout.fov,
         )
         alpha = alpha[shown].permute(0, 2, 3, 1).contiguous()
-        return cls(cameras, rgb, normals * alpha, alpha, warnings)
+        return cls(cameras, rgb, normals * alpha, alpha, torch.ones(len(shown)), warnings)
 
     def resized(self, size: int) -> "Target":
         """The same views, shrunk by averaging over areas; normals stay unit times alpha."""
         if size == self.size:
             return self
-        rgb, normals, alpha = (_shrunk(t, size) for t in (self.rgb, self.normals, self.alpha))
-        normals = functional.normalize(normals, dim=-1) * alpha
-        return Target(self.cameras, rgb, normals, alpha, self.warnings)
+        return self._remade(lambda images: _shrunk(images, size))
+
+    def shifted(self, shifts: Tensor) -> "Target":
+        """The views moved right and down by `shifts` [V, 2] of their width."""
+        if float(shifts.abs().max()) * self.size < _LEAST_SHIFT_PIXELS:
+            return self
+        return self._remade(lambda images: translated(images, shifts))
 
     def to(self, device: str | torch.device) -> "Target":
         """The same target on another device."""
         rgb, normals, alpha = (t.to(device) for t in (self.rgb, self.normals, self.alpha))
-        return Target(self.cameras, rgb, normals, alpha, self.warnings)
+        return replace(self, rgb=rgb, normals=normals, alpha=alpha)
+
+    def _remade(self, resample: Callable[[Tensor], Tensor]) -> "Target":
+        rgb, normals, alpha = (resample(t) for t in (self.rgb, self.normals, self.alpha))
+        normals = functional.normalize(normals, dim=-1) * alpha
+        return replace(self, rgb=rgb, normals=normals, alpha=alpha)
+
+
+def translated(images: Tensor, shifts: Tensor) -> Tensor:
+    """Views [V, S, S, C] moved right and down by `shifts` [V, 2] of their width; edges repeat."""
+    theta = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
+    theta[:, :, 2] = -2 * shifts.to(images)
+    by_channel = images.permute(0, 3, 1, 2)
+    grid = functional.affine_grid(theta, list(by_channel.shape), align_corners=False)
+    found = functional.grid_sample(
+        by_channel, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return found.permute(0, 2, 3, 1).contiguous()
 
 
 def _shrunk(views: Tensor, size: int) -> Tensor:

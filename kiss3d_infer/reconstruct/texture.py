@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 from torch.nn import functional
 
 from kiss3d_infer.reconstruct.projection import Projector
+from kiss3d_infer.reconstruct.spread import spread
 from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.reconstruct.topology import Float32, Int32
 from kiss3d_infer.scene.mesh import Material, Mesh
@@ -37,7 +38,33 @@ class Atlas:
     uv: Tensor
 
 
-def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> tuple[Mesh, float]:
+@dataclass(frozen=True)
+class Painted:
+    """A mesh with its texture.
+
+    Attributes:
+        mesh: in main memory.
+        weights: [T, T] how well the views see each texel; negative between the charts.
+    """
+
+    mesh: Mesh
+    weights: Tensor
+
+    @property
+    def unseen_share(self) -> float:
+        """The share of the charts' texels that no view has seen."""
+        inside = self.weights[self.weights >= 0]
+        return float((inside <= _UNSEEN).float().mean()) if len(inside) else 0.0
+
+    @property
+    def seen_map(self) -> Tensor:
+        """A picture [T, T, 3]: white where seen well, red where filled, grey between the charts."""
+        trust = (self.weights / _CONFIDENT).clamp(0, 1)[..., None]
+        color = torch.lerp(torch.tensor([0.8, 0.1, 0.1]), torch.ones(3), trust)
+        return torch.where(self.weights[..., None] < 0, torch.tensor(0.5), color)
+
+
+def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> Painted:
     """Unwrap a mesh and paint it with the target's views.
 
     Args:
@@ -45,19 +72,16 @@ def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> tupl
         faces: [F, 3] a closed manifold; xatlas may hang on others.
         target: the views; its device does the work.
         size: side of the square texture in texels.
-
-    Returns:
-        The mesh, in main memory, and the share of its texels that no view has seen.
     """
     device = target.rgb.device
     atlas = unwrap(vertices, faces, size)
     positions, triangles = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
     normals = vertex_normals(positions, triangles)
     projector = Projector(target, positions, triangles)
-    colors, weights = projector.colors_at(positions, normals)
+    colors, weights = projector.values_at(positions, normals)
     filled = fill_unseen(vertices, faces, colors.cpu().numpy(), weights[:, 0].cpu().numpy())
     attributes = torch.cat([positions, normals, torch.from_numpy(filled).to(device)], 1)
-    texture, unseen_share = _bake(projector, atlas, attributes, size)
+    texture, seen = _bake(projector, atlas, attributes, size)
     mesh = Mesh(
         vertices=torch.from_numpy(vertices)[atlas.source],
         faces=atlas.faces,
@@ -65,7 +89,7 @@ def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> tupl
         uv=atlas.uv,
         materials=(Material("surface", texture=texture.cpu()),),
     )
-    return mesh, unseen_share
+    return Painted(mesh, seen.cpu())
 
 
 def unwrap(vertices: Float32, faces: Int32, size: int) -> Atlas:
@@ -125,7 +149,7 @@ def fill_unseen(vertices: Float32, faces: Int32, colors: Float32, weights: Float
 
 def _bake(
     projector: Projector, atlas: Atlas, attributes: Tensor, size: int
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Paint the texels of all charts, then the space between them.
 
     Args:
@@ -135,7 +159,7 @@ def _bake(
         size: side of the texture.
 
     Returns:
-        The texture [size, size, 3] with row 0 at the top, and the share of unseen texels.
+        The texture [size, size, 3], row 0 at the top, and the texels' weights as in `Painted`.
     """
     device = attributes.device
     flat = torch.cat([atlas.uv * 2 - 1, torch.zeros(len(atlas.uv), 1)], 1)
@@ -145,21 +169,15 @@ def _bake(
     covered = fragments.face[0] > 0
     at_texels = rasterizer.interpolate(attributes[atlas.source.to(device)], fragments)[0][covered]
     positions, normals, fallback = torch.split(at_texels, 3, dim=1)
-    painted, num_unseen = [], 0
+    painted, weights = [], []
     for chunk in torch.split(torch.arange(len(at_texels), device=device), _CHUNK):
         normal = functional.normalize(normals[chunk], dim=1)
-        color, weight = projector.colors_at(positions[chunk], normal)
+        color, weight = projector.values_at(positions[chunk], normal)
         trust = (weight / _CONFIDENT).clamp(max=1)
         painted.append(torch.lerp(fallback[chunk], color, trust))
-        num_unseen += int((weight <= _UNSEEN).sum())
+        weights.append(weight[:, 0])
     texture = torch.zeros(size, size, 3, device=device)
     texture[covered] = torch.cat(painted)
-    return _dilated(texture, covered), num_unseen / max(len(at_texels), 1)
-
-
-def _dilated(texture: Tensor, covered: Tensor) -> Tensor:
-    """Give every texel outside the charts the colour of the nearest one inside."""
-    row, column = ndimage.distance_transform_edt(
-        ~covered.cpu().numpy(), return_distances=False, return_indices=True
-    )
-    return texture[torch.from_numpy(row).long(), torch.from_numpy(column).long()]
+    seen = torch.full((size, size), -1.0, device=device)
+    seen[covered] = torch.cat(weights)
+    return spread(texture, covered), seen

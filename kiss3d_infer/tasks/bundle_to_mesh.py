@@ -8,6 +8,8 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
 from kiss3d_infer.scene.export import checked_export_type, save_mesh
+from kiss3d_infer.scene.framing import framed
+from kiss3d_infer.scene.load import load_mesh
 
 _DEFAULTS = ReconstructSettings()
 
@@ -37,6 +39,10 @@ def bundle_to_mesh(
     *,
     settings: ReconstructSettings = _DEFAULTS,
     device: str = "cpu",
+    start_mesh: Path | None = None,
+    lrm_weights: Path | None = None,
+    height_m: float | None = None,
+    debug: Path | None = None,
     force: bool = False,
     on_progress: ProgressFn | None = None,
 ) -> Asset:
@@ -44,9 +50,13 @@ def bundle_to_mesh(
 
     Args:
         bundle: a .png or .webp; its layout is read from it, the published one if it names none.
-        out: .glb, .obj, .ply or .stl; appears only when whole.
+        out: see `save_mesh` for the types; appears only when whole.
         settings: of the reconstruction.
         device: where to rasterize.
+        start_mesh: a mesh file to start from, facing +Z; any triangles.
+        lrm_weights: see `reconstruct`, as `debug`.
+        height_m: see `save_mesh`.
+        debug: see `reconstruct`.
         force: go on although the bundle fails validation.
         on_progress: told "validate", the reconstruction's stages and "export"; what it raises
             cancels the work.
@@ -58,6 +68,7 @@ def bundle_to_mesh(
     check_output(out, device)
     report("validate", 0.0)
     image = load_bundle(bundle)
+    start = None if start_mesh is None else framed(load_mesh(start_mesh), image.layout.cameras)
     verdict = validate(image)
     if not verdict.ok and not force:
         raise InputError(
@@ -65,9 +76,18 @@ def bundle_to_mesh(
             where=bundle,
             fix="try another seed or more steps, or force it to go on regardless",
         )
-    made = reconstruct(image, settings, device=device, on_progress=on_progress)
+    made = reconstruct(
+        image,
+        settings,
+        device=device,
+        start_mesh=start,
+        lrm_weights=lrm_weights,
+        debug=debug,
+        on_progress=on_progress,
+    )
     report("export", 0.0)
-    save_mesh(made.mesh, out)
+    # The mesh carries its own agreement with the bundle.
+    save_mesh(made.mesh, out, height_m=height_m, extras=made.measurements)
     measured = {f"bundle/{name}": value for name, value in verdict.measurements.items()}
     return Asset(
         path=out,

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,6 +178,18 @@ def test_views_that_contradict_each_other_fall_back_to_a_sphere():
     alpha = torch.zeros_like(target.alpha)
     for view, rows in enumerate((slice(4, 30), slice(60, 90), slice(4, 30), slice(60, 90))):
         alpha[view, rows, 40:56] = 1
-    torn = Target(target.cameras, target.rgb, target.normals, alpha)
+    torn = replace(target, alpha=alpha)
     start = make_start("carve", torn)
     assert start.name == "sphere" and is_closed_manifold(start.faces, len(start.vertices))
+
+
+def test_carving_keeps_thin_parts_whose_depth_is_misjudged():
+    legs = [(x, z) for x in (-0.8, 0.8) for z in (-0.8, 0.8)]
+    parts = [trimesh.creation.box([1.8, 0.1, 1.8]).apply_translation([0, 0.9, 0])]
+    parts += [trimesh.creation.box([0.08, 1.8, 0.08]).apply_translation([x, 0, z]) for x, z in legs]
+    target = Target.of(bundle_of(trimesh.util.concatenate(parts)))
+    start = make_start("carve", target)
+    assert start.name == "carve"
+    low = start.vertices[start.vertices[:, 1] < -0.5]
+    for x, z in legs:
+        assert np.abs(low[:, [0, 2]] - [x, z]).max(1).min() < 0.1, (x, z)

@@ -36,7 +36,7 @@ def test_points_get_the_colour_that_the_views_show(ball):
     mesh, target = ball
     projector = Projector(target, mesh.vertices, mesh.faces)
     normals = torch.nn.functional.normalize(mesh.vertices, dim=1)
-    colors, weights = projector.colors_at(mesh.vertices, normals)
+    colors, weights = projector.values_at(mesh.vertices, normals)
     seen = weights[:, 0] > 0.05
     assert 0.6 < seen.float().mean() < 0.99
     assert (colors[seen] - mesh.vertex_colors[seen]).abs().mean() < 0.01
@@ -47,11 +47,11 @@ def test_poles_and_hidden_points_have_no_say(ball):
     mesh, target = ball
     projector = Projector(target, mesh.vertices, mesh.faces)
     up = torch.tensor([[0.0, 1.0, 0.0]])
-    assert projector.colors_at(up * -1, up * -1)[1].item() == 0
+    assert projector.values_at(up * -1, up * -1)[1].item() == 0
     front = torch.tensor([[0.0, 0.0, 1.0]])
-    assert projector.colors_at(front, front)[1].item() > 0.9
+    assert projector.values_at(front, front)[1].item() > 0.9
     behind_the_front = front * 0.8
-    assert projector.colors_at(behind_the_front, front)[1].item() == 0
+    assert projector.values_at(behind_the_front, front)[1].item() == 0
 
 
 def test_unseen_vertices_continue_their_neighbours():
@@ -97,7 +97,8 @@ def test_unwrapping_keeps_the_faces_and_fits_the_square():
 
 def test_the_texture_shows_the_views_the_right_way_up_without_black_patches(ball):
     mesh, target = ball
-    result, unseen_share = textured(mesh.vertices.numpy(), mesh.faces.numpy(), target, 256)
+    painted = textured(mesh.vertices.numpy(), mesh.faces.numpy(), target, 256)
+    result, unseen_share = painted.mesh, painted.unseen_share
     assert result.uv is not None and 0.02 < unseen_share < 0.4
     texture = result.materials[0].texture
     assert texture.shape == (256, 256, 3) and texture.min() > 0.05
