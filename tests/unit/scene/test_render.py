@@ -8,6 +8,7 @@ import trimesh
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
+from kiss3d_infer.bundle.validate import validate
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.render import ALBEDO, Views, render_bundle, render_views
@@ -189,3 +190,12 @@ def test_pictures_are_identical_on_every_run() -> None:
     for _ in range(2):
         again = bits(render_views(mesh, cameras, 64))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_white_object_stands_out_from_the_white_background() -> None:
+    ball = from_trimesh(trimesh.creation.icosphere(4))
+    white = Mesh(ball.vertices, ball.faces, materials=(Material("white", (1.0, 1.0, 1.0)),))
+    bundle = render_bundle(white, tile=64)
+    inside = bundle.normal_colors.sub(1).norm(dim=1) > 0.5
+    assert bundle.rgb.amax(1)[inside].max() < 0.975
+    assert validate(bundle).ok
