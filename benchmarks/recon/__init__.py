@@ -1,0 +1,1 @@
+"""Reconstruction from exact and from perturbed bundles: accuracy, texture, seconds, throughput."""
