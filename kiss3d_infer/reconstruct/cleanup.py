@@ -27,6 +27,7 @@ def clean(vertices: Float32, faces: Int32, num_faces: int) -> tuple[Float32, Int
         Closed, outward vertices and faces.
     """
     vertices, faces = simplified(*without_debris(vertices, faces), num_faces)
+    vertices, faces = without_debris(vertices, faces)  # simplification parts what hung by a thread
     return without_contacts(vertices, faces), faces
 
 
