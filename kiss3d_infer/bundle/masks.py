@@ -14,6 +14,8 @@ _NORMAL_THRESHOLD = 0.183
 _RGB_THRESHOLDS = (0.012, 0.06)
 _NOISE_FLOOR = 0.04
 _SPECK_SHARE = 5e-4
+LEAST_COVERAGE = 5e-4
+"""Share of a tile below which a view counts as empty."""
 
 
 def silhouettes(bundle: Bundle) -> Tensor:
@@ -34,6 +36,11 @@ def normal_masks(bundle: Bundle) -> NDArray[np.bool_]:
     """Binary silhouettes [V, T, T] of the normal row alone."""
     distance = (1 - bundle.normal_colors).square().sum(1).sqrt()  # far faster than norm(dim=)
     return np.asarray(distance > _NORMAL_THRESHOLD)
+
+
+def is_empty(bundle: Bundle) -> bool:
+    """Whether no view shows anything; the normal row decides, for white objects vanish in RGB."""
+    return bool((normal_masks(bundle).mean((1, 2)) < LEAST_COVERAGE).all())
 
 
 def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:

@@ -11,13 +11,12 @@ from torch.nn import functional
 
 from kiss3d_infer.bundle import normals as normal_code
 from kiss3d_infer.bundle.image import Bundle
-from kiss3d_infer.bundle.masks import silhouettes
+from kiss3d_infer.bundle.masks import LEAST_COVERAGE, silhouettes
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.camera import Cameras
 
 _SOLID = 0.95
 _EDGE_PIXELS = 3.0
-_LEAST_COVERAGE = 5e-4
 _LEAST_SHIFT_PIXELS = 0.2
 """Moving a view by less would only blur it."""
 
@@ -58,7 +57,7 @@ class Target:
             InputError: no view shows anything.
         """
         alpha = silhouettes(bundle)
-        shown = [v for v in range(len(alpha)) if float(alpha[v].mean()) > _LEAST_COVERAGE]
+        shown = [v for v in range(len(alpha)) if float(alpha[v].mean()) > LEAST_COVERAGE]
         if not shown:
             raise InputError(
                 "the bundle is empty: every view is white", fix="give a bundle that shows an object"

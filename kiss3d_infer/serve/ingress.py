@@ -19,9 +19,9 @@ from kiss3d_infer.bundle import (
     load_bundle,
     opened_image,
     save_bundle,
-    validate,
 )
 from kiss3d_infer.bundle.layout import MAX_VIEWS
+from kiss3d_infer.bundle.masks import is_empty
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_infer.serve.assets import BUNDLE, MEDIA_TYPES, MESH, AssetStore, new_task_id
@@ -44,7 +44,6 @@ from kiss3d_infer.serve.store import QueueFullError, Status, Task, TaskStore
 
 _RETRY_AFTER = {"Retry-After": "10"}
 _LINKS = {BUNDLE: "bundle", MESH: "mesh"}
-"""What Pillow raises, depending on which part of an image is damaged."""
 
 
 class RefusedError(InputError):
@@ -205,7 +204,7 @@ def _checked_bundle(data: bytes) -> Bundle:
     if max(width // MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
         raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
     bundle = load_bundle(data)
-    if validate(bundle).measurements["empty_tiles"] == bundle.layout.num_views:
+    if is_empty(bundle):
         raise InputError("the bundle is empty: every tile is white")
     return bundle
 
@@ -253,6 +252,9 @@ def _answer_errors_in_one_form(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        if error.status_code == 400:  # bytes that no JSON parser takes, e.g. not UTF-8
+            problem = Problem(field="body", problem="not valid JSON")
+            return _refusal(422, "body: not valid JSON", [problem])
         answer = _refusal(error.status_code, str(error.detail), [])
         answer.headers.update(error.headers or {})
         return answer

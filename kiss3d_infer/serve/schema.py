@@ -23,6 +23,7 @@ from kiss3d_infer.serve.store import Status
 
 MAX_TILE = 1024
 _ECHOED_CHARACTERS = 60
+_MOST_PROBLEMS = 20
 
 
 def _multiple_of_16(tile: int) -> int:
@@ -186,16 +187,24 @@ class ErrorView(BaseModel):
 def problems_of(errors: Sequence[Mapping[str, Any]]) -> list[Problem]:
     """FastAPI's validation errors as field and problem, in words a client can act on.
 
-    Uploaded data is never echoed, and long values neither.
+    Uploaded data is never echoed, and long names and values neither; a request can hold more
+    mistakes than anyone would read.
     """
-    return [_problem(error) for error in errors]
+    return [_problem(error) for error in errors[:_MOST_PROBLEMS]]
 
 
 def _problem(error: Mapping[str, Any]) -> Problem:
-    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    place = [
+        str(part)[:_ECHOED_CHARACTERS]
+        for part in error["loc"]
+        if part not in ("body", "query", "path")
+    ]
     kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
     if kind == "json_invalid":
         return Problem(field="body", problem=f"not valid JSON: {error['ctx']['error']}")
+    if kind in ("model_attributes_type", "dict_type"):
+        hint = "" if place else " (sent with Content-Type: application/json)"
+        return Problem(field=".".join(place) or "body", problem=f"must be a JSON object{hint}")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return Problem(field="type", problem=f"must be one of {', '.join(TASK_TYPES)}")
     task_type = place.pop(0) if place and place[0] in TASK_TYPES else None

@@ -253,6 +253,29 @@ def test_a_body_that_is_no_json_is_refused(client: TestClient) -> None:
     headers = {"Content-Type": "application/json"}
     response = client.post("/v1/tasks", content=b'{"type": ', headers=headers)
     assert refusal(response)[0] == "body"
+    for content in (b'{"type": "\xff"}', b"[" * 100_000):
+        response = client.post("/v1/tasks", content=content, headers=headers)
+        assert refusal(response)[0] == "body", content[:20]
+
+
+def test_json_without_its_content_type_is_explained(client: TestClient) -> None:
+    response = client.post("/v1/tasks", content=b'{"type": "text_to_3d", "prompt": "a chair"}')
+    assert "Content-Type: application/json" in refusal(response)[1]
+    assert refusal(client.post("/v1/tasks", json=[]))[0] == "body"
+
+
+def _base64(bundle: Bundle) -> str:
+    return base64.b64encode(encode_image(bundle, "png")).decode()
+
+
+def test_a_white_object_is_not_taken_for_nothing(client: TestClient) -> None:
+    image = torch.ones(3, 64, 128)
+    image[:, 40:56, :] = torch.tensor([0.5, 0.5, 1.0])[:, None, None]  # normals, on white RGB
+    response = client.post(
+        "/v1/tasks",
+        json={"type": "bundle_to_mesh", "bundle": _base64(Bundle(image)), "force": True},
+    )
+    assert response.status_code == 202
 
 
 @pytest.mark.parametrize(

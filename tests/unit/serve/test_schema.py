@@ -78,6 +78,12 @@ def test_all_problems_come_together() -> None:
     ]
 
 
+def test_countless_mistakes_and_long_names_are_cut_short() -> None:
+    found = problems(text(**{f"x{i}": 0 for i in range(5000)}) | {"y" * 10**5: 0})
+    assert len(found) == 20
+    assert all(len(field) <= 60 for field, _ in problems(text(**{"y" * 10**5: 0})))
+
+
 def test_a_large_wrong_value_is_not_echoed() -> None:
     ((_, problem),) = problems({"type": "bundle_to_mesh", "bundle": "!" * 10**6})
     assert len(problem) < 200
