@@ -14,6 +14,8 @@ from kiss3d_infer.errors import InputError
 LOCK_NAME = ".lock"
 """Left in a folder that a job has worked in; it means nothing once the job has ended."""
 _CHUNK_BYTES = 1 << 20
+_LONGEST_NAME = 200
+"""Bytes; file systems allow 255, and the name aside is longer."""
 
 
 @contextmanager
@@ -35,6 +37,19 @@ def writing(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written at its end.
+
+    Raises:
+        InputError: it is a folder, its name is too long, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise InputError("there is a folder of that name", where=path, fix="name a file")
+    if len(path.name.encode()) > _LONGEST_NAME:
+        raise InputError("the file's name is too long", where=path.parent, fix="shorten it")
+    writable_folder(path.parent)
 
 
 def writable_folder(path: Path) -> Path:

@@ -17,7 +17,7 @@ from kiss3d_infer.bundle import normals as normal_code
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.config import explain
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writable_folder, writing
+from kiss3d_infer.files import check_writable, writing
 from kiss3d_infer.scene.color import to_bytes
 
 _EXIF_IMAGE_DESCRIPTION = 0x010E
@@ -118,7 +118,7 @@ def checked_image_format(path: Path) -> Literal["png", "webp"]:
     Raises:
         InputError: another suffix, or the folder cannot be written.
     """
-    writable_folder(path.parent)
+    check_writable(path)
     match path.suffix.lower():
         case ".png":
             return "png"
@@ -162,6 +162,8 @@ def opened_image(source: Path | bytes) -> Iterator[Image.Image]:
         raise InputError("no such bundle image", where=where, fix="check the path") from error
     except InputError as error:
         raise InputError(error.what, where=where, fix=error.fix) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"the image is larger than {_MAX_PIXELS} pixels", where=where) from error
     except Exception as error:  # Pillow raises whatever its parsers ran into, IndexError included
         raise InputError(
             "the bundle is no readable image", where=where, fix="give a whole PNG or WebP file"

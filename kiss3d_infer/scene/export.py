@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writable_folder, writing
+from kiss3d_infer.files import check_writable, writing
 from kiss3d_infer.scene.color import modulated, to_bytes
 from kiss3d_infer.scene.glb import to_glb
 from kiss3d_infer.scene.mesh import Mesh
@@ -86,7 +86,7 @@ def checked_export_type(path: Path) -> str:
             fix="install the extra 'usd' (pip install -c constraints.txt -e '.[usd]'), "
             "or write a .glb",
         )
-    writable_folder(path.parent)
+    check_writable(path)
     return file_type
 
 

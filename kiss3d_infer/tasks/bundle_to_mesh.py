@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiss3d_infer.bundle import load_bundle, validate
+from kiss3d_infer.bundle.masks import is_empty
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
@@ -44,6 +45,7 @@ def bundle_to_mesh(
     height_m: float | None = None,
     debug: Path | None = None,
     force: bool = False,
+    remedy: str = "mend the bundle, or force it to go on regardless",
     on_progress: ProgressFn | None = None,
 ) -> Asset:
     """Validate a bundle image, reconstruct it and write the mesh.
@@ -58,6 +60,7 @@ def bundle_to_mesh(
         height_m: see `save_mesh`.
         debug: see `reconstruct`.
         force: go on although the bundle fails validation.
+        remedy: what to do when it fails, for the error.
         on_progress: told "validate", the reconstruction's stages and "export"; what it raises
             cancels the work.
 
@@ -69,12 +72,18 @@ def bundle_to_mesh(
     report("validate", 0.0)
     image = load_bundle(bundle)
     start = None if start_mesh is None else framed(load_mesh(start_mesh), image.layout.cameras)
+    if is_empty(image):
+        raise InputError(
+            "the bundle is empty: every view is white",
+            where=bundle,
+            fix="give a bundle that shows an object",
+        )
     verdict = validate(image)
     if not verdict.ok and not force:
         raise InputError(
             f"the bundle fails validation: {'; '.join(verdict.problems)}",
             where=bundle,
-            fix="try another seed or more steps, or force it to go on regardless",
+            fix=remedy,
         )
     made = reconstruct(
         image,

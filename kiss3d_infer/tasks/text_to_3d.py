@@ -70,6 +70,12 @@ def text_to_3d(
     bundle = out.with_name(f"{out.stem}.bundle.png")
     save_bundle(drawn, bundle)
     asset = bundle_to_mesh(
-        bundle, out, settings=settings, device=device, force=force, on_progress=on_progress
+        bundle,
+        out,
+        settings=settings,
+        device=device,
+        force=force,
+        remedy="try another seed or more steps, or force it to go on regardless",
+        on_progress=on_progress,
     )
     return replace(asset, seconds={"generate": seconds, **asset.seconds})

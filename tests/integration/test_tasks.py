@@ -65,8 +65,11 @@ def test_a_bundle_that_fails_validation_needs_force(tmp_path):
 
 def test_an_empty_bundle_is_refused_even_with_force(tmp_path):
     save_bundle(Bundle(torch.ones(3, 64, 128)), tmp_path / "white.png")
-    with pytest.raises(InputError):
-        bundle_to_mesh(tmp_path / "white.png", tmp_path / "white.glb", settings=QUICK, force=True)
+    for force in (False, True):
+        with pytest.raises(InputError, match="the bundle is empty: every view is white"):
+            bundle_to_mesh(
+                tmp_path / "white.png", tmp_path / "white.glb", settings=QUICK, force=force
+            )
     assert not (tmp_path / "white.glb").exists()
 
 

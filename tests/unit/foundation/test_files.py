@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import locked, sha256_of, writable_folder, writing
+from kiss3d_infer.files import check_writable, locked, sha256_of, writable_folder, writing
 
 
 def test_file_appears_only_when_whole(tmp_path: Path) -> None:
@@ -76,3 +76,12 @@ def test_checksum_of_bytes_and_file_agree(tmp_path: Path) -> None:
 def test_input_error_keeps_its_parts_across_processes() -> None:
     error = pickle.loads(pickle.dumps(InputError("bad", where=Path("a"), fix="mend it")))  # noqa: S301
     assert str(error) == "bad (a): mend it"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "folder.glb").mkdir()
+    with pytest.raises(InputError, match="folder of that name"):
+        check_writable(tmp_path / "folder.glb")
+    with pytest.raises(InputError, match="too long"):
+        check_writable(tmp_path / ("x" * 240 + ".glb"))
+    check_writable(tmp_path / "new" / "asset.glb")
