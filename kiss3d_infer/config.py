@@ -77,7 +77,9 @@ def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Re
     try:
         return Resolved(model.model_validate(raw), origins)
     except ValidationError as error:
-        raise InputError(explain(error, model), where=path) from error
+        blamed = {origins.get(".".join(map(str, e["loc"]))) for e in error.errors()}
+        where = "--set" if blamed == {"--set"} else path
+        raise InputError(explain(error, model), where=where) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -110,6 +112,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(raw, dict):
         raise InputError("the file must hold a mapping of keys to values", where=path)
+    try:
+        list(_leaves(raw))
+    except RecursionError as error:
+        raise InputError("the file refers to itself", where=path) from error
     return raw
 
 

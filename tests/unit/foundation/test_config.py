@@ -99,3 +99,18 @@ def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
 def test_configurations_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         Recipe().steps = 3  # type: ignore[misc]
+
+
+def test_a_wrong_override_is_blamed_not_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("{}")
+    with pytest.raises(InputError) as caught:
+        load_config(Recipe, path, ["nonsense=1"])
+    assert caught.value.where == "--set"
+
+
+def test_a_file_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a\n  b: *a\n")
+    with pytest.raises(InputError, match="refers to itself"):
+        load_config(Recipe, path)
