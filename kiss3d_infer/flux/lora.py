@@ -220,7 +220,7 @@ def _fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = dict(tensors)
     for key, tensor in tensors.items():
-        if not key.endswith((".lora_down.weight", ".lora_A.weight")):
+        if not key.endswith((".lora_down.weight", ".lora_A.weight")) or tensor.ndim == 0:
             continue
         alpha = weights.pop(key.rsplit(".", 2)[0] + ".alpha", None)
         if alpha is not None:
@@ -243,6 +243,9 @@ def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path
         layer = linear.get(match["layer"]) if match else None
         if match is None or layer is None:
             problems.append(f"{key} has no place in it")
+            continue
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            problems.append(f"{key} is {tuple(tensor.shape)}, not a matrix")
             continue
         side = match["side"]
         rank = tensor.shape[0 if side == "A" else 1]

@@ -210,6 +210,8 @@ GOOD = {f"{LAYER}.lora_A.weight": (4, DIM), f"{LAYER}.lora_B.weight": (DIM, 4)}
         ({key.replace("blocks.0", "blocks.9"): shape for key, shape in GOOD.items()}, "blocks.9"),
         ({f"{LAYER}.lora_A.weight": (4, DIM)}, "only one of its two"),
         (GOOD | {f"{LAYER}.lora_B.weight": (DIM, 2)}, "different ranks"),
+        (GOOD | {f"{LAYER}.lora_A.weight": ()}, "not a matrix"),
+        ({key: (0 if n == 4 else n, m if m != 4 else 0) for key, (n, m) in GOOD.items()}, "not a"),
         (GOOD | {"transformer.x_embedder.alpha": ()}, "x_embedder.alpha has no place"),
         ({"lora_unet_mystery.lora_down.weight": (4, DIM)}, "cannot be converted"),
         ({"first_stage_model.weight": (4, DIM)}, "no LoRA weights"),
