@@ -74,9 +74,10 @@ class BundleLayout(Config):
         tile = height // len(self.rows)
         if tile == 0 or self.image_size(tile) != (width, height):
             columns, rows = self.num_views, len(self.rows)
+            example = "x".join(map(str, self.image_size(512)))
             raise InputError(
                 f"a {width}x{height} image is no {columns}x{rows} grid of square tiles",
-                fix=f"give an image whose width : height is {columns} : {rows}, e.g. 2048x1024",
+                fix=f"give an image whose width : height is {columns} : {rows}, e.g. {example}",
             )
         return tile
 

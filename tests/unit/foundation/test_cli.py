@@ -40,7 +40,7 @@ def test_help_loads_no_heavy_library() -> None:
         (["reconstruct", "absent.png", "-o", "/proc/a.glb"], "cannot write to the folder"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_sentence(
+def test_bad_input_exits_with_2_and_says_what_is_wrong(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     result = kiss3d(*arguments, cwd=tmp_path)
