@@ -86,12 +86,19 @@ def render(
     tile: Annotated[
         int, typer.Option(min=16, help="Side of a tile in pixels, a multiple of 16.")
     ] = 512,
+    layout: Annotated[
+        Path | None,
+        typer.Option(help="Views other than the published ones, e.g. configs/layouts/*.yaml."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
+    from kiss3d_infer.bundle import PUBLISHED, BundleLayout
+    from kiss3d_infer.config import load_config
     from kiss3d_train.data.render import render_source
 
-    summary = render_source(source, out, tile=tile, limit=limit)
+    views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
+    summary = render_source(source, out, tile=tile, layout=views, limit=limit)
     typer.echo(summary)
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from kiss3d_infer.bundle.image import load_bundle
+from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.bundle.validate import validate
+from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.render import RenderSummary, render_source
 from kiss3d_train.data.shards import ShardReader, decode_sample, verify, write_shards
@@ -61,6 +64,22 @@ def test_from_meshes_to_samples(tmp_path: Path) -> None:
     index = int(meta["locator"])
     assert meta["caption"] == make(index).caption
     assert bundle.tile == meta["tile"] == 64
+
+
+@pytest.mark.parametrize("name", ["alternating", "top-and-bottom"])
+def test_another_layout_goes_from_meshes_to_a_mesh(name: str, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "configs" / "layouts" / f"{name}.yaml"
+    layout = load_config(BundleLayout, recipe).config
+    render_source("toybox:2", tmp_path / "rendered", tile=96, layout=layout)
+    write_shards(tmp_path / "rendered", tmp_path / "shards")
+    reader = ShardReader(tmp_path / "shards")
+    assert reader.index.layout == layout
+    bundle, _ = decode_sample(reader.read("train", 0))
+    assert bundle.layout == layout and validate(bundle).ok
+    made = reconstruct(bundle, ReconstructSettings(num_faces=5000, texture_size=256))
+    assert made.measurements["silhouette_iou"] > 0.93
+    assert made.measurements["normal_error"] < 15
+    assert made.measurements["watertight"] == 1
 
 
 def _bad_meshes(folder: Path) -> None:

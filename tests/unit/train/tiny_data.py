@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kiss3d_infer.bundle.image import Bundle, encode_image
-from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.flux.base import base_identity, create_random_base
 from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
 from kiss3d_train.data.shards import SPLITS, load_index, write_shards
@@ -17,32 +17,32 @@ NUM_SAMPLES, NUM_CAPTIONS = 12, 3
 TINY_MODEL = Path(__file__).parents[3] / "configs" / "models" / "tiny"
 
 
-def bundle_of(number: int) -> Bundle:
+def bundle_of(number: int, layout: BundleLayout = PUBLISHED) -> Bundle:
     """White with a square of some colour in every tile."""
-    width, height = PUBLISHED.image_size(TILE)
+    width, height = layout.image_size(TILE)
     image = torch.ones(3, height, width)
     color = torch.randint(256, (3, 1, 1), generator=torch.Generator().manual_seed(number)) / 255
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             image[:, top + 8 : top + 24, left + 8 : left + 24] = color
-    return Bundle(image)
+    return Bundle(image, layout)
 
 
 def caption_of(number: int) -> str:
     return f"a chair of kind {number % NUM_CAPTIONS}"
 
 
-def make_shards(folder: Path) -> Path:
+def make_shards(folder: Path, layout: BundleLayout = PUBLISHED) -> Path:
     rendered = folder / "rendered"
     rendered.mkdir()
     for number in range(NUM_SAMPLES):
-        image, key = encode_image(bundle_of(number), "png"), f"square-{number:02}"
+        image, key = encode_image(bundle_of(number, layout), "png"), f"square-{number:02}"
         (rendered / f"{key}.bundle.png").write_bytes(image)
         description = {
             "key": key,
             "number": number,
             "tile": TILE,
-            "layout": PUBLISHED.model_dump(mode="json"),
+            "layout": layout.model_dump(mode="json"),
             "caption": caption_of(number),
             "bundle_sha256": hashlib.sha256(image).hexdigest(),
         }
