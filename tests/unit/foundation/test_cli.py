@@ -32,6 +32,9 @@ def test_help_loads_no_heavy_library() -> None:
         (["generate", "a chair", "-o", "b.png", "--device", "tpu"], "device"),
         (["reconstruct", "b.png", "-o", "a.glb", "--faces", "300000"], "200000"),
         (["reconstruct", "b.png", "-o", "a.glb", "--texture-size", "9000"], "8192"),
+        (["reconstruct", "b.png", "-o", "a.glb", "--init", "mesh"], "go together"),
+        (["reconstruct", "b.png", "-o", "a.glb", "--lrm", "w.safetensors"], "go together"),
+        (["data", "render", "--source", "toybox:1", "--out", "o", "--layout", "l.yaml"], "no such"),
         (["data", "render", "--source", "nowhere", "--out", "o"], "nowhere"),
         # Refused before any model is looked for:
         (["generate", "a chair", "-o", "b.jpg"], ".png or .webp"),
