@@ -62,8 +62,8 @@ def confidences(target: Target, drawn: Tensor) -> Tensor:
 def _without_translation(shifts: Tensor, rotations: Tensor) -> Tensor:
     """Shifts [V, 2] (right, down) less the part that a translation of the object explains."""
     axes = torch.stack([rotations[:, :, 0], -rotations[:, :, 1]], 1).flatten(0, 1)  # [2 V, 3]
-    flat = shifts.reshape(-1, 1)
-    return shifts - (axes @ (torch.linalg.pinv(axes) @ flat)).reshape_as(shifts)
+    explained: Tensor = axes @ (torch.linalg.pinv(axes) @ shifts.reshape(-1, 1))
+    return shifts - explained.reshape_as(shifts)
 
 
 def _small(image: Tensor) -> Tensor:
