@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.camera import Cameras, all_around
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.raster import rasterizer_for
 
@@ -146,12 +146,10 @@ class _DepthMaps:
 
 
 def _cameras_around() -> Cameras:
-    """Cameras on a Fibonacci spiral: equal steps of height, a golden angle apart."""
-    steps = np.arange(_NUM_DIRECTIONS)
-    heights = 1 - (2 * steps + 1) / _NUM_DIRECTIONS
+    azimuths, elevations = all_around(_NUM_DIRECTIONS)
     return Cameras(
-        azimuths=tuple((steps * 180 * (3 - math.sqrt(5))).tolist()),
-        elevations=tuple(np.degrees(np.arcsin(heights)).tolist()),
+        azimuths,
+        elevations,
         distance=_DISTANCE,
         fov=2 * math.degrees(math.asin(1 / _DISTANCE)) * 1.01,
         near=_DISTANCE - 1.1,

@@ -8,7 +8,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.reconstruct.cleanup import simplified
 from kiss3d_infer.reconstruct.topology import Float32, Int32, is_closed_manifold
 from kiss3d_infer.reconstruct.volume import Grid, project, sample, signed_volumes, surface
-from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.camera import Cameras, all_around
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import weld
 from kiss3d_infer.scene.raster import rasterizer_for
@@ -54,14 +54,6 @@ def closed_surface(mesh: Mesh) -> tuple[Float32, Int32]:
     return _shell(mesh)
 
 
-def directions(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Azimuths and elevations in degrees, spread evenly over the sphere (Fibonacci's spiral)."""
-    step = np.arange(count) + 0.5
-    elevations = np.degrees(np.arcsin(1 - 2 * step / count))
-    azimuths = np.degrees(np.pi * (1 + 5**0.5) * step) % 360
-    return tuple(azimuths.tolist()), tuple(elevations.tolist())
-
-
 @torch.no_grad()
 def _shell(mesh: Mesh) -> tuple[Float32, Int32]:
     low, high = (end.float().numpy() for end in (mesh.vertices.amin(0), mesh.vertices.amax(0)))
@@ -69,7 +61,7 @@ def _shell(mesh: Mesh) -> tuple[Float32, Int32]:
     grid = Grid.covering(low - margin, high + margin, _NUM_VOXELS)
     points = grid.points
     lowest, second, third = (np.full(grid.shape, np.inf, np.float32) for _ in range(3))
-    azimuths, elevations = directions(_NUM_DIRECTIONS)
+    azimuths, elevations = all_around(_NUM_DIRECTIONS)
     for first in range(0, _NUM_DIRECTIONS, _VIEWS_AT_ONCE):
         some = slice(first, first + _VIEWS_AT_ONCE)
         cameras = Cameras(azimuths[some], elevations[some])

@@ -91,3 +91,11 @@ class Cameras:
     def nearness(self, depth: Tensor) -> Tensor:
         """1 / distance along the viewing axis, from clip z/w (`projection` inverted), any shape."""
         return (self.far + self.near - depth * (self.far - self.near)) / (2 * self.near * self.far)
+
+
+def all_around(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Azimuths and elevations in degrees, even over the sphere: equal heights, golden angles."""
+    heights = [1 - (2 * step + 1) / count for step in range(count)]
+    golden = 180 * (3 - math.sqrt(5))
+    azimuths = tuple(golden * step % 360 for step in range(count))
+    return azimuths, tuple(math.degrees(math.asin(height)) for height in heights)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.camera import Cameras, all_around
 
 FOUR = Cameras((0, 90, 180, 270), (5, 5, 5, 5))
 
@@ -42,3 +42,11 @@ def test_nearness_is_what_clip_w_says() -> None:
     clip = FOUR.clip(torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     nearness = FOUR.nearness(clip[..., 2] / clip[..., 3])
     torch.testing.assert_close(1 / nearness, clip[..., 3], atol=1e-4, rtol=0)
+
+
+def test_directions_all_around_are_even() -> None:
+    cameras = Cameras(*all_around(60))
+    places = cameras.rotations[:, :, 2]
+    assert places.mean(0).abs().max() < 0.02
+    nearest = (places @ places.T - 2 * torch.eye(60)).amax(1).acos()
+    assert nearest.min() > 0.3 and nearest.max() < 0.55
