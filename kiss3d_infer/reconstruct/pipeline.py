@@ -11,6 +11,8 @@ from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct.settings import Reconstruction, ReconstructSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kiss3d_infer.bundle.image import Bundle
     from kiss3d_infer.reconstruct.optimizer import DescentSettings
     from kiss3d_infer.reconstruct.refine import Refined
@@ -117,17 +119,15 @@ def reconstruct(
             "num_faces": float(len(faces)),
             "watertight": float(is_closed_manifold(faces, len(vertices))),
             "unseen_share": painted.unseen_share,
+            **_by_view("view_shift", rough.shifts.norm(dim=1)),
+            **_by_view("view_confidence", rough.confidence),
         }
-        for view in range(len(target.cameras)):
-            measurements[f"view_shift/{view}"] = float(rough.shifts[view].norm())
-            measurements[f"view_confidence/{view}"] = float(rough.confidence[view])
     if pictures is not None:
         with stages.timed("debug"):
-            pictures.write_targets(believed)
-            pictures.write_stage("start", start.vertices, start.faces, fine)
-            pictures.write_stage("coarse", rough.vertices, rough.faces, fine)
-            pictures.write_stage("fine", made.vertices, made.faces, fine)
+            for name, shape in (("start", start), ("coarse", rough), ("fine", made)):
+                pictures.write_stage(name, shape.vertices, shape.faces, fine)
             pictures.write_stage("clean", vertices, faces, fine)
+            pictures.write_targets(believed)
             pictures.write_losses({"coarse": rough.losses, "fine": made.losses})
             pictures.write_unseen(painted.seen_map)
             pictures.write_turntable(painted.mesh)
@@ -184,6 +184,10 @@ def _painted(
     details = normal_map(painted.mesh, dense.vertices, dense.faces, settings.texture_size)
     material = replace(painted.mesh.materials[0], normal_map=details)
     return replace(painted, mesh=replace(painted.mesh, materials=(material,)))
+
+
+def _by_view(name: str, values: "Tensor") -> dict[str, float]:
+    return {f"{name}/{view}": value for view, value in enumerate(values.tolist())}
 
 
 def _doubts(target: "Target", measurements: dict[str, float]) -> tuple[str, ...]:
