@@ -20,6 +20,8 @@ _WORKING_PIXELS = 128
 _LEAST_PIXELS = 64
 # Per negated axis. On exact renders a wrong axis leads by up to 0.07 (open shelves, layered trees).
 _CLEAR_LEAD = 0.1
+# In smaller tiles a wrong axis leads by more, for an edge is as wide as what it belongs to.
+_CLEAR_PIXELS = 96
 # One that turns the normals by less cannot be told from the right one, and does little harm.
 _LEAST_TURN = 8.0
 # Whose mean cosine to the viewer is lower in any view is not right, only less wrong.
@@ -147,13 +149,14 @@ def other_convention(bundle: Bundle, masks: NDArray[np.bool_]) -> Lead:
         return Lead(0.0, None)
     scene, stored = _Scene.of(small, inside, bundle.layout), raw / lengths.clamp(min=1e-6)
     own, leads, best = scene.score(stored), [], Lead(0.0, None)
+    caution = max(1.0, _CLEAR_PIXELS / small.shape[-1])
     for convention in _OTHERS:
         normals = convention.decode(stored, bundle.layout)
         if scene.turn(stored, normals) < _LEAST_TURN or scene.facing(normals) < _LEAST_FACING:
             continue
         leads.append(scene.score(normals) - own)
         # An unlikelier one must also be clearly better than the likelier ones.
-        if leads[-1] > max(convention.needed_lead, best.score + _CLEAR_LEAD):
+        if leads[-1] > caution * max(convention.needed_lead, best.score + _CLEAR_LEAD):
             best = Lead(leads[-1], convention)
     return Lead(max(leads, default=0.0), best.convention)
 
