@@ -1,7 +1,7 @@
 """YAML recipes as frozen, typed values: every error at once, and where each value came from."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args
@@ -77,9 +77,14 @@ def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Re
     try:
         return Resolved(model.model_validate(raw), origins)
     except ValidationError as error:
-        blamed = {origins.get(".".join(map(str, e["loc"]))) for e in error.errors()}
-        where = "--set" if blamed == {"--set"} else path
-        raise InputError(explain(error, model), where=where) from error
+        blamed = {_origin(problem["loc"], origins, str(path)) for problem in error.errors()}
+        raise InputError(explain(error, model), where=", ".join(sorted(blamed))) from error
+
+
+def _origin(place: Sequence[int | str], origins: Mapping[str, str], file: str) -> str:
+    """Who gave the value at a place, or else the list or section that it lies in."""
+    keys = [".".join(map(str, place[:length])) for length in range(len(place), 0, -1)]
+    return next((origins[key] for key in keys if key in origins), file)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -104,18 +109,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")])
         hint = f"did you mean '{path.parent / near[0]}'?" if near else "check the path"
         raise InputError("no such configuration file", where=path, fix=hint)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the file is not valid YAML: {_in_a_line(error)}", where=path) from error
+    raw = _parse(lambda: path.read_text(encoding="utf-8"), "the file", path)
     if raw is None:
         return {}
     if not isinstance(raw, dict):
         raise InputError("the file must hold a mapping of keys to values", where=path)
-    try:
-        list(_leaves(raw))
-    except RecursionError as error:
-        raise InputError("the file refers to itself", where=path) from error
     return raw
 
 
@@ -123,11 +121,19 @@ def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise InputError("an override must read key=value", where=f"--set {override}")
+    return key.strip(), _parse(lambda: text, "the value", f"--set {key}")
+
+
+def _parse(read: Callable[[], str], subject: str, where: object) -> Any:
     try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(read())
+        list(_leaves({"": value}))
+        return value
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = _in_a_line(error)
-        raise InputError(f"the value is not valid YAML: {reason}", where=f"--set {key}") from error
+        raise InputError(f"{subject} is not valid YAML: {reason}", where=where) from error
+    except RecursionError as error:
+        raise InputError(f"{subject} refers to itself or nests too deeply", where=where) from error
 
 
 def _in_a_line(error: Exception) -> str:

@@ -45,11 +45,11 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: it is a folder, its name is too long, or its folder cannot be written.
     """
-    if path.is_dir():
-        raise InputError("there is a folder of that name", where=path, fix="name a file")
-    if len(path.name.encode()) > _LONGEST_NAME:
+    # First the length: looking for a name that no file can have is an error of its own.
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise InputError("the file's name is too long", where=path.parent, fix="shorten it")
-    writable_folder(path.parent)
+    if (writable_folder(path.parent) / path.name).is_dir():
+        raise InputError("there is a folder of that name", where=path, fix="name a file")
 
 
 def writable_folder(path: Path) -> Path:

@@ -45,7 +45,7 @@ def bundle_to_mesh(
     height_m: float | None = None,
     debug: Path | None = None,
     force: bool = False,
-    remedy: str = "mend the bundle, or force it to go on regardless",
+    remedy: str = "give another bundle",
     on_progress: ProgressFn | None = None,
 ) -> Asset:
     """Validate a bundle image, reconstruct it and write the mesh.
@@ -60,7 +60,7 @@ def bundle_to_mesh(
         height_m: see `save_mesh`.
         debug: see `reconstruct`.
         force: go on although the bundle fails validation.
-        remedy: what to do when it fails, for the error.
+        remedy: what to do about a bundle that is of no use, for the error.
         on_progress: told "validate", the reconstruction's stages and "export"; what it raises
             cancels the work.
 
@@ -76,14 +76,14 @@ def bundle_to_mesh(
         raise InputError(
             "the bundle is empty: every view is white",
             where=bundle,
-            fix="give a bundle that shows an object",
+            fix=remedy,
         )
     verdict = validate(image)
     if not verdict.ok and not force:
         raise InputError(
             f"the bundle fails validation: {'; '.join(verdict.problems)}",
             where=bundle,
-            fix=remedy,
+            fix=f"{remedy}, or force it to go on regardless",
         )
     made = reconstruct(
         image,

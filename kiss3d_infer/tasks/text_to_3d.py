@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiss3d_infer.bundle import PUBLISHED, BundleLayout, save_bundle
+from kiss3d_infer.bundle.image import checked_image_format
 from kiss3d_infer.flux.sampling import generate_bundle
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings
@@ -14,6 +15,8 @@ from kiss3d_infer.tasks.bundle_to_mesh import Asset, bundle_to_mesh, check_outpu
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
+DRAW_AGAIN = "try another seed or more steps"
+"""What to do about a drawn bundle that is of no use."""
 _DEFAULTS = ReconstructSettings()
 
 
@@ -55,6 +58,8 @@ def text_to_3d(
         InputError: a value is out of range, or the bundle fails validation or shows nothing.
     """
     check_output(out, device)
+    bundle = out.with_name(f"{out.stem}.bundle.png")
+    checked_image_format(bundle)
     began = time.perf_counter()
     drawn = generate_bundle(
         pipeline,
@@ -67,7 +72,6 @@ def text_to_3d(
         on_progress=on_progress,
     )
     seconds = time.perf_counter() - began
-    bundle = out.with_name(f"{out.stem}.bundle.png")
     save_bundle(drawn, bundle)
     asset = bundle_to_mesh(
         bundle,
@@ -75,7 +79,7 @@ def text_to_3d(
         settings=settings,
         device=device,
         force=force,
-        remedy="try another seed or more steps, or force it to go on regardless",
+        remedy=DRAW_AGAIN,
         on_progress=on_progress,
     )
     return replace(asset, seconds={"generate": seconds, **asset.seconds})
