@@ -1,7 +1,7 @@
 """YAML recipes as frozen, typed values: every error at once, and where each value came from."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args
@@ -73,18 +73,32 @@ def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Re
     for override in overrides:
         key, value = _parse_override(override)
         _assign(raw, key, value)
-        origins.update({leaf: "--set" for leaf, _ in _leaves({key: value})})
+        origins = {
+            old: origin
+            for old, origin in origins.items()
+            if not (_within(old, key) or _within(key, old))
+        } | {leaf: "--set" for leaf, _ in _leaves({key: value})}
     try:
         return Resolved(model.model_validate(raw), origins)
     except ValidationError as error:
-        blamed = {_origin(problem["loc"], origins, str(path)) for problem in error.errors()}
+        blamed = set().union(
+            *(_givers(problem["loc"], origins) or {str(path)} for problem in error.errors())
+        )
         raise InputError(explain(error, model), where=", ".join(sorted(blamed))) from error
 
 
-def _origin(place: Sequence[int | str], origins: Mapping[str, str], file: str) -> str:
-    """Who gave the value at a place, or else the list or section that it lies in."""
-    keys = [".".join(map(str, place[:length])) for length in range(len(place), 0, -1)]
-    return next((origins[key] for key in keys if key in origins), file)
+def _givers(place: Sequence[int | str], origins: Mapping[str, str]) -> set[str]:
+    """The origins of the value at a place, of the list that it lies in, or of what it holds."""
+    dotted = ".".join(map(str, place))
+    return {
+        origin
+        for key, origin in origins.items()
+        if not place or _within(dotted, key) or _within(key, dotted)
+    }
+
+
+def _within(dotted: str, section: str) -> bool:
+    return f"{dotted}.".startswith(f"{section}.")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -109,7 +123,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")])
         hint = f"did you mean '{path.parent / near[0]}'?" if near else "check the path"
         raise InputError("no such configuration file", where=path, fix=hint)
-    raw = _parse(lambda: path.read_text(encoding="utf-8"), "the file", path)
+    raw = _parse(path.read_bytes(), "the file", path)
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -121,15 +135,15 @@ def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise InputError("an override must read key=value", where=f"--set {override}")
-    return key.strip(), _parse(lambda: text, "the value", f"--set {key}")
+    return key.strip(), _parse(text, "the value", f"--set {key}")
 
 
-def _parse(read: Callable[[], str], subject: str, where: object) -> Any:
+def _parse(text: str | bytes, subject: str, where: object) -> Any:
     try:
-        value = yaml.safe_load(read())
+        value = yaml.safe_load(text)
         list(_leaves({"": value}))
         return value
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         reason = _in_a_line(error)
         raise InputError(f"{subject} is not valid YAML: {reason}", where=where) from error
     except RecursionError as error:

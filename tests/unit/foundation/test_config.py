@@ -12,11 +12,17 @@ class Optimizer(Config):
     betas: tuple[float, float] = (0.9, 0.999)
 
 
+class Source(Config):
+    path: Path
+    size: int = Field(1, gt=0)
+
+
 class Recipe(Config):
     steps: int = 10
     name: str | None = None
     optimizer: Optimizer = Optimizer()
     fallback: Optimizer | None = None
+    source: Source | None = None
 
 
 def write(folder: Path, text: str) -> Path:
@@ -101,16 +107,32 @@ def test_configurations_are_frozen() -> None:
         Recipe().steps = 3  # type: ignore[misc]
 
 
-def test_a_wrong_override_is_blamed_not_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("{}")
+@pytest.mark.parametrize(
+    ("text", "override", "where"),
+    [
+        ("{}", "nonsense=1", "--set"),
+        ("{}", "optimizer.betas=[1, x]", "--set"),
+        ("{}", "fallback={betas: [1, x]}", "--set"),
+        ("optimizer: {lr: 1}", "optimizer=3", "--set"),
+        ("fallback: {}", "fallback.lr=-1", "--set"),
+        ("optimizer: {betas: [1, x]}", "steps=3", "recipe.yaml"),
+        ("steps: x", "optimizer.lr=-1", "--set, recipe.yaml"),
+        ("{}", "source.size=-1", "--set, recipe.yaml"),  # and the file lacks the path
+    ],
+)
+def test_who_gave_a_wrong_value_is_blamed(
+    tmp_path: Path, text: str, override: str, where: str
+) -> None:
     with pytest.raises(InputError) as caught:
-        load_config(Recipe, path, ["nonsense=1"])
-    assert caught.value.where == "--set"
+        load_config(Recipe, write(tmp_path, text), [override])
+    assert str(caught.value.where).replace(f"{tmp_path}/", "") == where
 
 
-def test_a_file_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("a: &a\n  b: *a\n")
-    with pytest.raises(InputError, match="refers to itself"):
-        load_config(Recipe, path)
+@pytest.mark.parametrize("value", ["&a {b: *a}", "&a [{b: *a}]", "[" * 3000, "{a: " * 3000])
+def test_yaml_that_refers_to_itself_or_nests_without_end_is_refused(
+    tmp_path: Path, value: str
+) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
+        load_config(Recipe, write(tmp_path, f"optimizer: {value}"))
+    with pytest.raises(InputError, match="--set"):
+        load_config(Recipe, write(tmp_path, "{}"), [f"optimizer={value}"])
