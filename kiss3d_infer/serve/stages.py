@@ -13,7 +13,8 @@ from kiss3d_infer.reconstruct.settings import ReconstructSettings
 from kiss3d_infer.serve.assets import BUNDLE, MESH, AssetStore
 from kiss3d_infer.serve.schema import MeshSettings, TextTo3D
 from kiss3d_infer.serve.store import Task, TaskStoppedError, TaskStore
-from kiss3d_infer.tasks.bundle_to_mesh import bundle_to_mesh
+from kiss3d_infer.tasks.bundle_to_mesh import OTHER_BUNDLE, bundle_to_mesh
+from kiss3d_infer.tasks.text_to_3d import DRAW_AGAIN
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -104,6 +105,7 @@ def make_mesh(
         settings=defaults.model_copy(update=wanted.model_dump(exclude_none=True)),
         device=device,
         force=task.request["force"],
+        remedy=DRAW_AGAIN if task.type == "text_to_3d" else OTHER_BUNDLE,
         on_progress=report,
     )
     return StageResult(_finite(made.measurements), _finite(made.seconds), made.warnings)

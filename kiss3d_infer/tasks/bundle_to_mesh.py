@@ -12,6 +12,8 @@ from kiss3d_infer.scene.export import checked_export_type, save_mesh
 from kiss3d_infer.scene.framing import framed
 from kiss3d_infer.scene.load import load_mesh
 
+OTHER_BUNDLE = "give another bundle"
+"""What to do about a bundle that is of no use."""
 _DEFAULTS = ReconstructSettings()
 
 
@@ -45,7 +47,7 @@ def bundle_to_mesh(
     height_m: float | None = None,
     debug: Path | None = None,
     force: bool = False,
-    remedy: str = "give another bundle",
+    remedy: str = OTHER_BUNDLE,
     on_progress: ProgressFn | None = None,
 ) -> Asset:
     """Validate a bundle image, reconstruct it and write the mesh.

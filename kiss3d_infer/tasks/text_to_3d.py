@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 DRAW_AGAIN = "try another seed or more steps"
-"""What to do about a drawn bundle that is of no use."""
+"""What to do about a bundle that was drawn and is of no use."""
 _DEFAULTS = ReconstructSettings()
 
 

@@ -58,7 +58,7 @@ def test_an_exact_bundle_becomes_a_textured_glb(box_bundle, tmp_path):
 def test_a_bundle_that_fails_validation_needs_force(tmp_path):
     noise = torch.rand(3, 64, 128, generator=torch.Generator().manual_seed(0))
     save_bundle(Bundle(noise), tmp_path / "noise.png")
-    with pytest.raises(InputError, match=r"fails validation.*force it"):
+    with pytest.raises(InputError, match=r"fails validation.*: give another bundle, or force it"):
         bundle_to_mesh(tmp_path / "noise.png", tmp_path / "noise.glb", settings=QUICK)
     assert not (tmp_path / "noise.glb").exists()
 
@@ -66,7 +66,7 @@ def test_a_bundle_that_fails_validation_needs_force(tmp_path):
 def test_an_empty_bundle_is_refused_even_with_force(tmp_path):
     save_bundle(Bundle(torch.ones(3, 64, 128)), tmp_path / "white.png")
     for force in (False, True):
-        with pytest.raises(InputError, match="the bundle is empty: every view is white"):
+        with pytest.raises(InputError, match=r"is empty: .* white .*: give another bundle$"):
             bundle_to_mesh(
                 tmp_path / "white.png", tmp_path / "white.glb", settings=QUICK, force=force
             )
@@ -75,10 +75,19 @@ def test_an_empty_bundle_is_refused_even_with_force(tmp_path):
 
 def test_a_prompt_leaves_its_bundle_although_it_fails_validation(pipeline, tmp_path):
     out = tmp_path / "new" / "chair.glb"
-    with pytest.raises(InputError, match=r"fails validation.*chair\.bundle\.png"):
+    with pytest.raises(InputError, match=r"fails validation.*chair\.bundle\.png.*another seed"):
         text_to_3d(pipeline, "a red chair", out, tile=32, steps=1, settings=QUICK)
     assert (out.parent / "chair.bundle.png").is_file()
     assert not out.exists()
+
+
+@pytest.mark.parametrize("taken", ["chair.glb", "chair.bundle.png"])
+def test_files_that_cannot_be_written_are_found_before_anything_is_drawn(taken, tmp_path):
+    (tmp_path / taken).mkdir()
+    with pytest.raises(InputError, match="there is a folder of that name"):
+        text_to_3d(None, "a red chair", tmp_path / "chair.glb")
+    with pytest.raises(InputError, match="name is too long"):
+        text_to_3d(None, "a red chair", tmp_path / ("x" * 196 + ".glb"))
 
 
 def test_a_forced_prompt_becomes_an_asset(pipeline, tmp_path):
