@@ -202,15 +202,15 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
     if kind == "json_invalid":
         return Problem(field="body", problem=f"not valid JSON: {error['ctx']['error']}")
-    if kind in ("model_attributes_type", "dict_type"):
-        hint = "" if place else " (sent with Content-Type: application/json)"
-        return Problem(field=".".join(place) or "body", problem=f"must be a JSON object{hint}")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return Problem(field="type", problem=f"must be one of {', '.join(TASK_TYPES)}")
     task_type = place.pop(0) if place and place[0] in TASK_TYPES else None
     field = ".".join(place) or "body"
     if kind == "extra_forbidden" and task_type:
         return Problem(field=field, problem=f"unknown field{_nearest(task_type, place)}")
+    if kind in ("model_attributes_type", "model_type", "dict_type"):
+        hint = "" if place else " (send Content-Type: application/json)"
+        return Problem(field=field, problem=f"must be a JSON object{hint}")
     if kind == "missing":
         return Problem(field=field, problem="is required")
     given = _echo(error.get("input"))

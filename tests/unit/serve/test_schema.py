@@ -52,6 +52,7 @@ def test_an_uploaded_bundle_is_decoded_and_never_dumped() -> None:
         (text(guidance=float("nan")), "guidance", "finite"),
         (text(tile=100), "tile", "multiple of 16, not 100"),
         (text(tile=2048), "tile", "less than or equal to 1024"),
+        (text(settings=[]), "settings", "must be a JSON object"),
         (text(settings={"num_face": 500}), "settings.num_face", "did you mean 'num_faces'?"),
         (text(settings={"init": "lrm"}), "settings.init", "'carve', 'hull' or 'sphere'"),
         (text(settings={"num_faces": 200_001}), "settings.num_faces", "or equal to 200000"),
