@@ -155,6 +155,7 @@ def text_to_3d(
     force: Force = False,
 ) -> None:
     """Make a textured mesh from a prompt; its bundle is kept beside it."""
+    from kiss3d_infer.bundle.image import checked_image_format
     from kiss3d_infer.devices import pick_raster_device
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.tasks import text_to_3d as make_asset
@@ -162,6 +163,7 @@ def text_to_3d(
 
     raster_device = pick_raster_device(device)
     check_output(out, raster_device)
+    checked_image_format(out.with_name(f"{out.stem}.bundle.png"))
     pipeline, layout = _pipeline(model, lora, device)
     asset = make_asset(
         pipeline,

@@ -33,11 +33,18 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
 
 def main() -> None:
-    """Run the command: exit 0 ok, 1 failed, 2 bad input; errors are one plain sentence."""
+    """Run the command: exit 0 ok, 1 failed, 2 bad input or usage; errors are one plain sentence."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))  # or else Typer draws a box around usage errors
     except InputError as error:
         _fail(str(error), 2)
+    except typer.TyperException as error:
+        problem = " ".join(error.format_message().split())
+        if not problem:  # a group without a command, whose help has been printed
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        _fail(f"{problem.removesuffix('.')}{hint}", error.exit_code)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error}".splitlines()[0], 1)
 

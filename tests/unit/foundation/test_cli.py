@@ -26,7 +26,9 @@ def test_help_loads_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "No such command"),
+        (["nope"], "No such command 'nope' (see "),
+        (["generate", "a chair"], "Missing option '-o' / '--out' (see "),
+        (["train", "plan", "a.yaml", "--sett", "a=b"], "No such option"),
         (["train", "validate", "absent.yaml"], "no such configuration file"),
         (["reconstruct", "absent.png", "-o", "a.glb"], "no such bundle image"),
         (["generate", "a chair", "-o", "b.png", "--device", "tpu"], "device"),
@@ -43,13 +45,30 @@ def test_help_loads_no_heavy_library() -> None:
         (["reconstruct", "absent.png", "-o", "/proc/a.glb"], "cannot write to the folder"),
     ],
 )
-def test_bad_input_exits_with_2_and_says_what_is_wrong(
+def test_bad_input_exits_with_2_and_one_sentence(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     result = kiss3d(*arguments, cwd=tmp_path)
     assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    *progress, sentence = result.stderr.splitlines()
+    assert sentence.startswith("kiss3d: ")
+    assert message in sentence
+    assert not any("Usage" in line or "Traceback" in line for line in progress)
+
+
+def test_help_is_printed_on_request_and_for_a_group_without_a_command() -> None:
+    for arguments, code in ((["--help"], 0), (["generate", "--help"], 0), ([], 2), (["data"], 2)):
+        result = kiss3d(*arguments)
+        assert (result.returncode, result.stderr) == (code, "")
+        assert "Usage: " in result.stdout
+
+
+def test_ctrl_c_exits_with_130() -> None:
+    code = (
+        "import signal; from kiss3d_train import cli;"
+        "cli.app.command('wait')(lambda: signal.raise_signal(signal.SIGINT)); cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code, "wait"], timeout=60).returncode == 130
 
 
 def test_reconstruct_options_have_the_settings_bounds() -> None:
