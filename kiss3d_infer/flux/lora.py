@@ -28,6 +28,7 @@ LoraFormat = Literal["diffusers", "kohya", "x-flux"]
 
 _PREFIX = "transformer."
 _WEIGHT = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_MATRICES = ("lora_A.weight", "lora_B.weight", "down.weight", "up.weight")
 _DIFFUSERS_HEADER = "lora_adapter_metadata"
 _OUR_HEADER = "kiss3d"
 
@@ -82,6 +83,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
     tensors, header = _read(file)
     metadata = _parse_metadata(header, file)
     lora_format = _format_of(tensors, file)
+    _check_shapes(tensors, file)
     is_native = lora_format == "diffusers" and not any(key.endswith(".alpha") for key in tensors)
     weights = tensors if is_native else _converted(tensors, lora_format, file)
     ranks = _check_fit(weights, pipeline.transformer, file)
@@ -220,13 +222,30 @@ def _fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = dict(tensors)
     for key, tensor in tensors.items():
-        if not key.endswith((".lora_down.weight", ".lora_A.weight")) or tensor.ndim == 0:
+        if not key.endswith((".lora_down.weight", ".lora_A.weight")):
             continue
         alpha = weights.pop(key.rsplit(".", 2)[0] + ".alpha", None)
         if alpha is not None:
             # In float32: half precision has no room for the small products of a small alpha.
             weights[key] = tensor.float() * (float(alpha) / tensor.shape[0])
     return weights
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse what no LoRA holds before it is converted: the converters take shapes for granted."""
+    problems = []
+    for key, tensor in tensors.items():
+        if key.endswith(_MATRICES) and (tensor.ndim != 2 or tensor.numel() == 0):
+            problems.append(f"{key} is {tuple(tensor.shape)}, not a matrix")
+        if key.endswith(".alpha") and tensor.numel() != 1:
+            problems.append(f"{key} is {tuple(tensor.shape)}, not a number")
+    if problems:
+        raise InputError(f"this LoRA is damaged: {_first(problems)}", where=file)
+
+
+def _first(problems: list[str]) -> str:
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path) -> dict[str, int]:
@@ -244,9 +263,6 @@ def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path
         if match is None or layer is None:
             problems.append(f"{key} has no place in it")
             continue
-        if tensor.ndim != 2 or 0 in tensor.shape:
-            problems.append(f"{key} is {tuple(tensor.shape)}, not a matrix")
-            continue
         side = match["side"]
         rank = tensor.shape[0 if side == "A" else 1]
         expected = (rank, layer.in_features) if side == "A" else (layer.out_features, rank)
@@ -257,9 +273,8 @@ def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path
     lone = [layer for layer in ranks if not _both_sides(layer, weights)]
     problems += [f"{layer} has only one of its two matrices" for layer in lone]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"this LoRA does not fit the base: {'; '.join(problems[:3])}{more}",
+            f"this LoRA does not fit the base: {_first(problems)}",
             where=file,
             fix="use the base that it was trained on",
         )

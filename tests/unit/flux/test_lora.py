@@ -196,6 +196,13 @@ def test_x_flux_keys(pipeline, tmp_path):
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
+RANK_0 = {f"{LAYER}.lora_A.weight": (0, DIM), f"{LAYER}.lora_B.weight": (DIM, 0)}
+KOHYA = {
+    "lora_unet_final_layer_linear.lora_down.weight": (4, DIM),
+    "lora_unet_final_layer_linear.lora_up.weight": (16, 4),
+    "lora_unet_final_layer_linear.alpha": (),
+}
+X_FLUX = "double_blocks.0.processor.qkv_lora2.{}.weight"
 GOOD = {f"{LAYER}.lora_A.weight": (4, DIM), f"{LAYER}.lora_B.weight": (DIM, 4)}
 
 
@@ -210,8 +217,14 @@ GOOD = {f"{LAYER}.lora_A.weight": (4, DIM), f"{LAYER}.lora_B.weight": (DIM, 4)}
         ({key.replace("blocks.0", "blocks.9"): shape for key, shape in GOOD.items()}, "blocks.9"),
         ({f"{LAYER}.lora_A.weight": (4, DIM)}, "only one of its two"),
         (GOOD | {f"{LAYER}.lora_B.weight": (DIM, 2)}, "different ranks"),
-        (GOOD | {f"{LAYER}.lora_A.weight": ()}, "not a matrix"),
-        ({key: (0 if n == 4 else n, m if m != 4 else 0) for key, (n, m) in GOOD.items()}, "not a"),
+        (GOOD | {f"{LAYER}.lora_A.weight": ()}, r"\(\), not a matrix"),
+        (GOOD | {f"{LAYER}.lora_B.weight": (DIM,)}, r"\(64,\), not a matrix"),
+        (RANK_0, r"\(0, 64\), not a matrix"),
+        (RANK_0 | {f"{LAYER}.alpha": ()}, r"\(0, 64\), not a matrix"),
+        (GOOD | {f"{LAYER}.alpha": (3,)}, r"\(3,\), not a number"),
+        (KOHYA | {"lora_unet_final_layer_linear.lora_down.weight": ()}, "not a matrix"),
+        (KOHYA | {"lora_unet_final_layer_linear.lora_up.weight": (16, 0)}, "not a matrix"),
+        ({X_FLUX.format("down"): (4, DIM), X_FLUX.format("up"): ()}, "not a matrix"),
         (GOOD | {"transformer.x_embedder.alpha": ()}, "x_embedder.alpha has no place"),
         ({"lora_unet_mystery.lora_down.weight": (4, DIM)}, "cannot be converted"),
         ({"first_stage_model.weight": (4, DIM)}, "no LoRA weights"),
