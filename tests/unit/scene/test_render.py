@@ -10,6 +10,7 @@ from torch import Tensor
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.validate import validate
 from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.color import to_linear
 from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.render import ALBEDO, Views, render_bundle, render_views
 
@@ -190,6 +191,24 @@ def test_pictures_are_identical_on_every_run() -> None:
     for _ in range(2):
         again = bits(render_views(mesh, cameras, 64))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_the_brightest_and_the_facing_surface_are_lit_as_documented() -> None:
+    white = (Material("white", (1.0, 1.0, 1.0)),)
+    ball = sphere()
+    views = render_views(Mesh(ball.vertices, ball.faces, materials=white), FRONT, 256)
+    light = to_linear(views.rgb[0, 0])  # a ball shows every direction that a viewer can see
+    assert 0.92 < light[views.alpha[0, 0] == 1].max() <= 0.93
+    assert light[128, 128] == pytest.approx(0.81, abs=0.01)
+
+
+def test_a_white_pyramid_stands_out_in_every_view() -> None:
+    cone = from_trimesh(trimesh.creation.cone(1.0, 1.4, sections=4))
+    upright = cone.vertices[:, [1, 2, 0]]
+    white = Mesh(upright, cone.faces, materials=(Material("white", (1.0, 1.0, 1.0)),))
+    report = validate(render_bundle(white.normalized(), tile=64))
+    assert report.ok, report.problems
+    assert report.measurements["empty_tiles"] == 0
 
 
 def test_a_white_object_stands_out_from_the_white_background() -> None:
