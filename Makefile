@@ -39,7 +39,6 @@ format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 
 bench: setup ## Measure reconstruction; results go to benchmarks/results/
-	$(BIN)/python -m benchmarks.recon.throughput
 	$(BIN)/python -m benchmarks.recon
 
 clean: ## Remove .venv/ and demo/; the runs recorded in mlruns.db stay
