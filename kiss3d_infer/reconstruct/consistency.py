@@ -16,7 +16,8 @@ _MAX_SHIFT = 0.04
 _ITERATIONS = 3
 _SIZE = 128
 """Of the images that are registered: a tenth of a pixel there is as much as is worth moving."""
-_ADDED_COVERAGE = 1e-3
+_RIDGE = 1e-3
+"""Keeps the system solvable for a view without edges."""
 _TYPICAL_ERROR, _LEAST_ERROR, _POWER, _LEAST_CONFIDENCE = 1.5, 0.02, 2.0, 0.25
 
 
@@ -80,7 +81,7 @@ def _step(moved: Tensor, drawn: Tensor) -> Tensor:
     slopes = torch.stack([right, down], -1).flatten(1, 3)  # [V, P, 2]
     missing = (smooth - wanted).flatten(1)[..., None]  # moving right by d changes I by -d dI/dx
     system = slopes.transpose(1, 2) @ slopes
-    system = system + _ADDED_COVERAGE * torch.eye(2, device=system.device)
+    system = system + _RIDGE * torch.eye(2, device=system.device)
     step: Tensor = torch.linalg.solve(system, slopes.transpose(1, 2) @ missing)[..., 0]
     return step
 
