@@ -1,4 +1,4 @@
-"""UV atlas and texture of a reconstructed mesh."""
+"""Texture of a reconstructed mesh."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 from torch.nn import functional
 
+from kiss3d_infer.reconstruct.atlas import Atlas, unwrap
 from kiss3d_infer.reconstruct.projection import Projector
 from kiss3d_infer.reconstruct.spread import spread
 from kiss3d_infer.reconstruct.target import Target
@@ -21,21 +22,6 @@ _CONFIDENT = 0.05
 _UNSEEN = 1e-3
 _DATA_STIFFNESS = 50.0
 _CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """A mesh cut open and laid flat.
-
-    Attributes:
-        source: [M] the original vertex of each atlas vertex; seams duplicate vertices.
-        faces: [F, 3] over the atlas vertices, in the original order.
-        uv: [M, 2] in [0, 1], v up.
-    """
-
-    source: Tensor
-    faces: Tensor
-    uv: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> Pain
 
     Args:
         vertices: [N, 3] world units.
-        faces: [F, 3] a closed manifold; xatlas may hang on others.
+        faces: [F, 3] a closed manifold.
         target: the views; its device does the work.
         size: side of the square texture in texels.
     """
@@ -90,25 +76,6 @@ def textured(vertices: Float32, faces: Int32, target: Target, size: int) -> Pain
         materials=(Material("surface", texture=texture.cpu()),),
     )
     return Painted(mesh, seen.cpu())
-
-
-def unwrap(vertices: Float32, faces: Int32, size: int) -> Atlas:
-    """Cut a closed mesh into charts and pack them into a square (xatlas)."""
-    import xatlas
-
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(vertices, faces.astype(np.uint32))
-    charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
-    charts.normal_deviation_weight = 1.0  # half the default: fewer, larger charts
-    packing.resolution = size
-    packing.padding = 2  # texels, so that bilinear lookup never mixes charts
-    atlas.generate(charts, packing)
-    source, corners, uv = atlas[0]
-    return Atlas(
-        torch.from_numpy(source.astype(np.int64)),
-        torch.from_numpy(corners.astype(np.int32)),
-        torch.from_numpy(uv.astype(np.float32)),
-    )
 
 
 def fill_unseen(vertices: Float32, faces: Int32, colors: Float32, weights: Float32) -> Float32:

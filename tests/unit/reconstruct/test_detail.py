@@ -6,8 +6,8 @@ import torch
 import trimesh
 from torch.nn.functional import normalize
 
+from kiss3d_infer.reconstruct.atlas import unwrap
 from kiss3d_infer.reconstruct.detail import normal_map
-from kiss3d_infer.reconstruct.texture import unwrap
 from kiss3d_infer.scene.color import to_bytes
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.raster import vertex_normals

@@ -7,7 +7,7 @@ from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.reconstruct.measure import agreement
 from kiss3d_infer.reconstruct.projection import Projector, view_weights
 from kiss3d_infer.reconstruct.target import Target
-from kiss3d_infer.reconstruct.texture import fill_unseen, textured, unwrap
+from kiss3d_infer.reconstruct.texture import fill_unseen, textured
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import ALBEDO, render_bundle
 
@@ -82,17 +82,6 @@ def test_a_shell_that_nobody_sees_takes_the_mean_colour_and_is_not_black():
     np.testing.assert_allclose(filled, 0.6, atol=1e-3)
     nothing = fill_unseen(*arrays, np.zeros_like(colors, "f4"), np.zeros(len(weights), "f4"))
     assert nothing.min() > 0.1
-
-
-def test_unwrapping_keeps_the_faces_and_fits_the_square():
-    mesh = trimesh.creation.icosphere(3)
-    faces = mesh.faces.astype(np.int32)
-    atlas = unwrap(mesh.vertices.astype(np.float32), faces, 256)
-    np.testing.assert_array_equal(np.sort(atlas.source[atlas.faces.long()]), np.sort(faces))
-    assert atlas.uv.min() >= 0 and atlas.uv.max() <= 1
-    a, b, c = atlas.uv[atlas.faces.long()].unbind(1)
-    area = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs().sum() / 2
-    assert 0.4 < area < 1
 
 
 def test_the_texture_shows_the_views_the_right_way_up_without_black_patches(ball):
