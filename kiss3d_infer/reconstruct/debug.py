@@ -8,13 +8,12 @@ from PIL import Image
 from torch import Tensor
 
 from kiss3d_infer.files import writable_folder, writing
-from kiss3d_infer.reconstruct.refine import render_geometry
+from kiss3d_infer.reconstruct.refine import render_shape
 from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.reconstruct.topology import Float32, Int32
 from kiss3d_infer.scene.color import to_bytes
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.pictures import contact_sheet, turntable
-from kiss3d_infer.scene.raster import rasterizer_for, vertex_normals
 
 _SHEET_WIDTH = 1600
 
@@ -39,18 +38,9 @@ class DebugFolder:
         ]
         self._save("targets.png", contact_sheet(rows, width=_SHEET_WIDTH))
 
-    @torch.no_grad()
     def write_stage(self, name: str, vertices: Float32, faces: Int32, target: Target) -> None:
         """The mesh after a stage through the target's cameras, and where it differs from them."""
-        positions = torch.from_numpy(vertices).to(target.alpha.device)
-        triangles = torch.from_numpy(faces).to(target.alpha.device)
-        drawn = render_geometry(
-            rasterizer_for(positions.device),
-            positions,
-            triangles,
-            vertex_normals(positions, triangles),
-            target,
-        )
+        drawn = render_shape(vertices, faces, target)
         difference = (drawn - torch.cat([target.normals, target.alpha], -1)).abs().amax(-1, True)
         label = f"{name}: {len(vertices)} vertices, {len(faces)} faces"
         rows = [

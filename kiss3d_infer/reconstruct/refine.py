@@ -116,6 +116,14 @@ def render_geometry(
     return rasterizer.antialias(rasterizer.interpolate(attributes, fragments), fragments)
 
 
+@torch.no_grad()
+def render_shape(vertices: Float32, faces: Int32, target: Target) -> Tensor:
+    """A mesh with its own smooth normals, as `render_geometry` draws it, without gradient."""
+    positions, triangles = _tensors(vertices, faces, target.alpha.device)
+    normals = vertex_normals(positions, triangles)
+    return render_geometry(rasterizer_for(positions.device), positions, triangles, normals, target)
+
+
 class _Objective:
     """The loss of a mesh against a target, and its gradient.
 
@@ -152,7 +160,9 @@ class _Objective:
     def prepare(self, step: int, vertices: Float32, faces: Int32) -> None:
         """Move the views or blend their normals on the surface, where the step is due for it."""
         if _is_due(step, self._loss.realign_every):
-            self.shifts = registered(self._given, self._drawn(vertices, faces), self.shifts)
+            self.shifts = registered(
+                self._given, render_shape(vertices, faces, self._target), self.shifts
+            )
             moved = self._given.shifted(self.shifts)
             if moved is not self._target:
                 self._aim_at(moved)
@@ -164,18 +174,12 @@ class _Objective:
 
     def confidence(self, vertices: Float32, faces: Int32) -> Tensor:
         """How much each view should count, [V] on the CPU."""
-        return confidences(self._target, self._drawn(vertices, faces))
-
-    @torch.no_grad()
-    def _drawn(self, vertices: Float32, faces: Int32) -> Tensor:
-        positions, triangles = self._tensors(vertices, faces)
-        normals = vertex_normals(positions, triangles)
-        return render_geometry(self._rasterizer, positions, triangles, normals, self._target)
+        return confidences(self._target, render_shape(vertices, faces, self._target))
 
     @torch.no_grad()
     def _explicit_normals(self, vertices: Float32, faces: Int32) -> Tensor:
         """The views' normals, blended at each vertex and drawn: ISOMER's explicit target."""
-        positions, triangles = self._tensors(vertices, faces)
+        positions, triangles = _tensors(vertices, faces, self._wanted.device)
         own = vertex_normals(positions, triangles)
         views = functional.normalize(self._target.normals, dim=-1)
         projector = Projector(self._target, positions, triangles, views, power=1)
@@ -185,13 +189,9 @@ class _Objective:
         image = render_geometry(self._rasterizer, positions, triangles, normals, self._target)
         return image[..., :3]
 
-    def _tensors(self, vertices: Float32, faces: Int32) -> tuple[Tensor, Tensor]:
-        device = self._wanted.device
-        return torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
-
     def gradient(self, vertices: Float32, faces: Int32) -> Float32:
         """The loss's gradient with respect to the vertices, [N, 3]."""
-        positions, triangles = self._tensors(vertices, faces)
+        positions, triangles = _tensors(vertices, faces, self._wanted.device)
         positions.requires_grad_()
         normals = vertex_normals(positions, triangles)
         image = render_geometry(self._rasterizer, positions, triangles, normals, self._target)
@@ -210,6 +210,10 @@ class _Objective:
         gradient = 2 * self._confidence * weight * error
         self._squared = (gradient * error).sum() / 2
         return gradient
+
+
+def _tensors(vertices: Float32, faces: Int32, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
 
 
 def _is_due(step: int, every: int) -> bool:
