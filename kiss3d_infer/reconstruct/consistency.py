@@ -21,25 +21,35 @@ _RIDGE = 1e-3
 _TYPICAL_ERROR, _LEAST_ERROR, _POWER, _LEAST_CONFIDENCE = 1.5, 0.02, 2.0, 0.25
 
 
-def registered(target: Target, drawn: Tensor, shifts: Tensor) -> Tensor:
-    """How far each view lies off the surface as drawn.
+class Registration:
+    """How far each view lies off a surface that is still changing.
 
     Lucas and Kanade's registration (IJCAI 1981) of normals and coverage by one translation a view,
     less what all views have in common: that would only carry the object away.
 
     Args:
         target: the views where they were given.
-        drawn: [V, S, S, 4] normals times coverage, and coverage, of the surface, antialiased.
-        shifts: [V, 2] found so far, as `Target.shifted` takes them.
 
-    Returns:
-        Better shifts [V, 2].
+    Attributes:
+        shifts: [V, 2] found so far, as `Target.shifted` takes them; 0 at first.
     """
-    image, drawn = _small(torch.cat([target.normals, target.alpha], -1)), _small(drawn)
-    for _ in range(_ITERATIONS):
-        shifts = shifts + _step(translated(image, shifts), drawn) / image.shape[1]
-    shifts = _without_translation(shifts, target.cameras.rotations.to(shifts))
-    return shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
+
+    def __init__(self, target: Target) -> None:
+        self.shifts = torch.zeros(len(target.cameras), 2, device=target.alpha.device)
+        self._given = _small(target.geometry)
+        self._rotations = target.cameras.rotations.to(self.shifts)
+
+    def update(self, drawn: Tensor) -> None:
+        """Improve the shifts.
+
+        Args:
+            drawn: [V, S, S, 4] normals times coverage, and coverage, of the surface, antialiased.
+        """
+        drawn, shifts = _small(drawn), self.shifts
+        for _ in range(_ITERATIONS):
+            shifts = shifts + _step(translated(self._given, shifts), drawn) / drawn.shape[1]
+        shifts = _without_translation(shifts, self._rotations)
+        self.shifts = shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
 
 
 def confidences(target: Target, drawn: Tensor) -> Tensor:

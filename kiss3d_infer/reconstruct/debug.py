@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class DebugFolder:
     def write_stage(self, name: str, vertices: Float32, faces: Int32, target: Target) -> None:
         """The mesh after a stage through the target's cameras, and where it differs from them."""
         drawn = render_shape(vertices, faces, target)
-        difference = (drawn - torch.cat([target.normals, target.alpha], -1)).abs().amax(-1, True)
+        difference = (drawn - target.geometry).abs().amax(-1, True)
         label = f"{name}: {len(vertices)} vertices, {len(faces)} faces"
         rows = [
             (label, _strip(_normal_colors(drawn[..., :3], drawn[..., 3:]))),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kiss3d_infer.reconstruct.consistency import confidences, registered
+from kiss3d_infer.reconstruct.consistency import Registration, confidences
 from kiss3d_infer.reconstruct.optimizer import DescentSettings, MeshDescent
 from kiss3d_infer.reconstruct.projection import Projector
 from kiss3d_infer.reconstruct.target import Target
@@ -140,7 +140,7 @@ class _Objective:
         self._channel_weight = torch.tensor([0.25, 0.25, 0.25, 1.0], device=target.alpha.device)
         self._confidence = target.confidence.to(target.alpha)[:, None, None, None]
         self._given = target
-        self.shifts = torch.zeros(len(target.cameras), 2, device=target.alpha.device)
+        self._registration = Registration(target)
         self._aim_at(target)
         self._squared: Tensor | None = None
 
@@ -149,9 +149,14 @@ class _Objective:
         """The loss of the last gradient."""
         return 0.0 if self._squared is None else float(self._squared)
 
+    @property
+    def shifts(self) -> Tensor:
+        """[V, 2] by which the views are moved, as `Target.shifted` takes them."""
+        return self._registration.shifts
+
     def _aim_at(self, target: Target) -> None:
         self._target = target
-        self._wanted = torch.cat([target.normals, target.alpha], -1)
+        self._wanted = target.geometry
         inside = target.alpha > 0.5
         per_background = 1 / ((~inside).sum() + 1.0)
         per_foreground = self._loss.is_two_sided / (inside.sum() + 1.0)
@@ -160,9 +165,7 @@ class _Objective:
     def prepare(self, step: int, vertices: Float32, faces: Int32) -> None:
         """Move the views or blend their normals on the surface, where the step is due for it."""
         if _is_due(step, self._loss.realign_every):
-            self.shifts = registered(
-                self._given, render_shape(vertices, faces, self._target), self.shifts
-            )
+            self._registration.update(render_shape(vertices, faces, self._target))
             moved = self._given.shifted(self.shifts)
             if moved is not self._target:
                 self._aim_at(moved)

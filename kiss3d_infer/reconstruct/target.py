@@ -46,6 +46,11 @@ class Target:
         """Side of a view in pixels."""
         return int(self.alpha.shape[1])
 
+    @property
+    def geometry(self) -> Tensor:
+        """Normals times alpha, and alpha: [V, S, S, 4]."""
+        return torch.cat([self.normals, self.alpha], -1)
+
     @classmethod
     def of(cls, bundle: Bundle) -> "Target":
         """Decode a bundle; a view without an object is left out.
