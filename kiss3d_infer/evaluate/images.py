@@ -10,11 +10,11 @@ from torch import Tensor
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.framing import framed
+from kiss3d_infer.scene.likeness import likeness
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import ALBEDO, STUDIO, Views, render_views
 
 _HIGHEST_PSNR = 100.0  # dB; equal pictures would give infinity
-_WORST_ANGLE = 180.0
 
 
 def drawn_alike(
@@ -47,24 +47,13 @@ def drawn_alike(
 
 
 def view_metrics(made: Views, truth: Views) -> dict[str, float]:
-    """Compare silhouettes and normals.
-
-    Returns:
-        `silhouette_iou`: intersection over union of the coverage above one half; `normal_error`:
-        mean angle in degrees where both cover, 180 if they nowhere do. Each is a mean over views,
-        and comes by view as `silhouette_iou/<view>` and `normal_error/<view>`. A view in which
-        neither shows counts as perfect.
-    """
-    first, second = made.alpha[:, 0] > 0.5, truth.alpha[:, 0] > 0.5
-    both, either = (first & second).sum((1, 2)), (first | second).sum((1, 2))
-    angle = _angles(made.normals, truth.normals) * (first & second)
-    ious = torch.where(either > 0, both / either.clamp(min=1), 1.0)
-    errors = torch.where(both > 0, angle.sum((1, 2)) / both.clamp(min=1), _WORST_ANGLE)
-    errors = torch.where(either > 0, errors, 0.0)
-    result = {"silhouette_iou": float(ious.mean()), "normal_error": float(errors.mean())}
-    for view, (iou, error) in enumerate(zip(ious.tolist(), errors.tolist(), strict=True)):
-        result[f"silhouette_iou/{view}"], result[f"normal_error/{view}"] = iou, error
-    return result
+    """Compare silhouettes, where coverage is above one half, and normals: see `likeness`."""
+    return likeness(
+        made.alpha[:, 0] > 0.5,
+        truth.alpha[:, 0] > 0.5,
+        made.normals.movedim(1, -1),
+        truth.normals.movedim(1, -1),
+    )
 
 
 def picture_metrics(made: Tensor, truth: Tensor, *, lpips: bool = False) -> dict[str, float]:
@@ -125,9 +114,3 @@ def _lpips(library: Any, made: Tensor, truth: Tensor) -> float:
             f"{torch.hub.get_dir()}/checkpoints",
         ) from error
     return float(distance)
-
-
-def _angles(first: Tensor, second: Tensor) -> Tensor:
-    """Angles in degrees between vectors [V, 3, H, W], accurate near 0: [V, H, W]."""
-    sine = torch.linalg.cross(first, second, dim=1).norm(dim=1)
-    return torch.atan2(sine, (first * second).sum(1)).rad2deg()

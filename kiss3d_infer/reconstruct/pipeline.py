@@ -11,8 +11,6 @@ from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct.settings import Reconstruction, ReconstructSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kiss3d_infer.bundle.image import Bundle
     from kiss3d_infer.reconstruct.optimizer import DescentSettings
     from kiss3d_infer.reconstruct.refine import Refined
@@ -71,6 +69,7 @@ def reconstruct(
     from kiss3d_infer.reconstruct.target import Target
     from kiss3d_infer.reconstruct.topology import is_closed_manifold
     from kiss3d_infer.reconstruct.unseen import with_film
+    from kiss3d_infer.scene.likeness import by_view
 
     pictures = None if debug is None else DebugFolder(debug)
     stages = _Stages(on_progress)
@@ -119,8 +118,8 @@ def reconstruct(
             "num_faces": float(len(faces)),
             "watertight": float(is_closed_manifold(faces, len(vertices))),
             "unseen_share": painted.unseen_share,
-            **_by_view("view_shift", rough.shifts.norm(dim=1)),
-            **_by_view("view_confidence", rough.confidence),
+            **by_view("view_shift", rough.shifts.norm(dim=1)),
+            **by_view("view_confidence", rough.confidence),
         }
     if pictures is not None:
         with stages.timed("debug"):
@@ -184,10 +183,6 @@ def _painted(
     details = normal_map(painted.mesh, dense.vertices, dense.faces, settings.texture_size)
     material = replace(painted.mesh.materials[0], normal_map=details)
     return replace(painted, mesh=replace(painted.mesh, materials=(material,)))
-
-
-def _by_view(name: str, values: "Tensor") -> dict[str, float]:
-    return {f"{name}/{view}": value for view, value in enumerate(values.tolist())}
 
 
 def _doubts(target: "Target", measurements: dict[str, float]) -> tuple[str, ...]:
