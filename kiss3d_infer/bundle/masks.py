@@ -7,6 +7,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
+from kiss3d_infer.errors import InputError
 
 # A unit normal's colour is at least (sqrt(3) - 1) / 2 = 0.366 from white; half of it separates the
 # object from the background where an edge pixel mixes both.
@@ -14,8 +15,9 @@ _NORMAL_THRESHOLD = 0.183
 _RGB_THRESHOLDS = (0.012, 0.06)
 _NOISE_FLOOR = 0.04
 _SPECK_SHARE = 5e-4
-LEAST_COVERAGE = 5e-4
-"""Share of a tile below which a view counts as empty."""
+_LEAST_COVERAGE = 5e-4
+"""Share of a tile up to which a view counts as empty."""
+_ANOTHER_BUNDLE = "give a bundle that shows an object"
 
 
 def silhouettes(bundle: Bundle) -> Tensor:
@@ -38,9 +40,26 @@ def normal_masks(bundle: Bundle) -> NDArray[np.bool_]:
     return np.asarray(distance > _NORMAL_THRESHOLD)
 
 
-def is_empty(bundle: Bundle) -> bool:
-    """Whether no view shows anything; the normal row decides, for white objects vanish in RGB."""
-    return bool((normal_masks(bundle).mean((1, 2)) < LEAST_COVERAGE).all())
+def require_shown(bundle: Bundle, *, where: object = None, fix: str = _ANOTHER_BUNDLE) -> None:
+    """Refuse a bundle in which no view shows anything: see `shown_views`."""
+    shown_views(silhouettes(bundle), where=where, fix=fix)
+
+
+def shown_views(alpha: Tensor, *, where: object = None, fix: str = _ANOTHER_BUNDLE) -> list[int]:
+    """The views that show something.
+
+    Args:
+        alpha: [V, 1, T, T] coverage as from `silhouettes`.
+        where: the file or field that the bundle comes from, for the error.
+        fix: what to do about an empty bundle, for the error.
+
+    Raises:
+        InputError: there is none.
+    """
+    shown = [view for view, coverage in enumerate(alpha) if coverage.mean() > _LEAST_COVERAGE]
+    if not shown:
+        raise InputError("the bundle is empty: every view is white", where=where, fix=fix)
+    return shown
 
 
 def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:

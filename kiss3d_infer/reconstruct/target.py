@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from kiss3d_infer.bundle import normals as normal_code
 from kiss3d_infer.bundle.image import Bundle
-from kiss3d_infer.bundle.masks import LEAST_COVERAGE, silhouettes
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.bundle.masks import shown_views, silhouettes
 from kiss3d_infer.scene.camera import Cameras
 
 _SOLID = 0.95
@@ -62,11 +61,7 @@ class Target:
             InputError: no view shows anything.
         """
         alpha = silhouettes(bundle)
-        shown = [v for v in range(len(alpha)) if float(alpha[v].mean()) > LEAST_COVERAGE]
-        if not shown:
-            raise InputError(
-                "the bundle is empty: every view is white", fix="give a bundle that shows an object"
-            )
+        shown = shown_views(alpha)
         azimuths, elevations = bundle.layout.azimuths, bundle.layout.elevations
         warnings = tuple(
             f"view {v} (azimuth {azimuths[v]:g}) is empty and was left out"

@@ -21,7 +21,7 @@ from kiss3d_infer.bundle import (
     save_bundle,
 )
 from kiss3d_infer.bundle.layout import MAX_VIEWS
-from kiss3d_infer.bundle.masks import is_empty
+from kiss3d_infer.bundle.masks import require_shown
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_infer.serve.assets import BUNDLE, MEDIA_TYPES, MESH, AssetStore, new_task_id
@@ -204,8 +204,7 @@ def _checked_bundle(data: bytes) -> Bundle:
     if max(width // MAX_VIEWS, height // len(PUBLISHED.rows)) > MAX_TILE:
         raise InputError(f"the bundle is {width}x{height}: tiles may have {MAX_TILE} pixels")
     bundle = load_bundle(data)
-    if is_empty(bundle):
-        raise InputError("the bundle is empty: every tile is white")
+    require_shown(bundle)
     return bundle
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiss3d_infer.bundle import load_bundle, validate
-from kiss3d_infer.bundle.masks import is_empty
+from kiss3d_infer.bundle.masks import require_shown
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
@@ -74,12 +74,7 @@ def bundle_to_mesh(
     report("validate", 0.0)
     image = load_bundle(bundle)
     start = None if start_mesh is None else framed(load_mesh(start_mesh), image.layout.cameras)
-    if is_empty(image):
-        raise InputError(
-            "the bundle is empty: every view is white",
-            where=bundle,
-            fix=remedy,
-        )
+    require_shown(image, where=bundle, fix=remedy)
     verdict = validate(image)
     if not verdict.ok and not force:
         raise InputError(

@@ -3,6 +3,8 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle import PUBLISHED, Bundle, silhouettes, validate
+from kiss3d_infer.bundle.masks import require_shown
+from kiss3d_infer.errors import InputError
 
 
 def ball_views(
@@ -60,6 +62,17 @@ def test_all_white_bundle_is_empty() -> None:
     report = validate(Bundle(torch.ones(3, 128, 256)))
     assert report.measurements["empty_tiles"] == 4
     assert any("empty" in problem for problem in report.problems)
+
+
+def test_a_bundle_shows_something_if_one_white_object_does_but_not_if_only_dirt_does() -> None:
+    normals, alpha, rgb = ball_views()
+    alpha[1:] = 0
+    require_shown(bundle_of(normals, alpha, torch.ones_like(rgb)))
+    dirty = torch.ones(3, 256, 512)
+    for row in (140, 150, 160):
+        dirty[:, row : row + 2, 60:62] = 0.5
+    with pytest.raises(InputError, match=r"every view is white \(dirt.png\): wash it"):
+        require_shown(Bundle(dirty), where="dirt.png", fix="wash it")
 
 
 def test_noise_is_refused() -> None:

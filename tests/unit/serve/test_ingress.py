@@ -294,7 +294,7 @@ def test_a_white_object_is_not_taken_for_nothing(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (picture(512, 256), "the bundle is empty: every tile is white"),
+        (picture(512, 256), "the bundle is empty: every view is white"),
         (picture(300, 300), "300x300 image is no 4x2 grid"),
         (picture(8192, 4096, "red"), "8192x4096: tiles may have 1024 pixels"),
         (picture(512, 256, image_format="BMP"), "no readable image"),
