@@ -36,7 +36,7 @@ class Registration:
 
     def __init__(self, target: Target) -> None:
         self.shifts = torch.zeros(len(target.cameras), 2, device=target.alpha.device)
-        self._given = _small(target.geometry)
+        self._given = _blurred(_small(target.geometry))
         self._rotations = target.cameras.rotations.to(self.shifts)
 
     def update(self, drawn: Tensor) -> None:
@@ -45,7 +45,7 @@ class Registration:
         Args:
             drawn: [V, S, S, 4] normals times coverage, and coverage, of the surface, antialiased.
         """
-        drawn, shifts = _small(drawn), self.shifts
+        drawn, shifts = _blurred(_small(drawn)), self.shifts
         for _ in range(_ITERATIONS):
             shifts = shifts + _step(translated(self._given, shifts), drawn) / drawn.shape[1]
         shifts = _without_translation(shifts, self._rotations)
@@ -85,11 +85,10 @@ def _small(image: Tensor) -> Tensor:
 
 def _step(moved: Tensor, drawn: Tensor) -> Tensor:
     """One Gauss-Newton step [V, 2] (right, down) that brings `moved` nearer to `drawn`."""
-    smooth, wanted = _blurred(moved), _blurred(drawn)
-    right = (smooth.roll(-1, 2) - smooth.roll(1, 2)) / 2
-    down = (smooth.roll(-1, 1) - smooth.roll(1, 1)) / 2
+    right = (moved.roll(-1, 2) - moved.roll(1, 2)) / 2
+    down = (moved.roll(-1, 1) - moved.roll(1, 1)) / 2
     slopes = torch.stack([right, down], -1).flatten(1, 3)  # [V, P, 2]
-    missing = (smooth - wanted).flatten(1)[..., None]  # moving right by d changes I by -d dI/dx
+    missing = (moved - drawn).flatten(1)[..., None]  # moving right by d changes I by -d dI/dx
     system = slopes.transpose(1, 2) @ slopes
     system = system + _RIDGE * torch.eye(2, device=system.device)
     step: Tensor = torch.linalg.solve(system, slopes.transpose(1, 2) @ missing)[..., 0]

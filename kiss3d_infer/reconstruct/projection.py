@@ -11,6 +11,7 @@ from torch.nn import functional
 from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.raster import rasterizer_for
+from kiss3d_infer.scene.raster.threads import for_each_view
 
 _LEAST_COSINE = 0.15
 _RAMP_PIXELS = 3.0
@@ -100,7 +101,8 @@ def _edge_ramps(alpha: Tensor, depth: Tensor) -> Tensor:
     nearest = -functional.max_pool2d(-depth, 3, stride=1, padding=1)
     farthest = functional.max_pool2d(depth, 3, stride=1, padding=1)
     smooth = (wide > 0.5) & (farthest - nearest < _DEPTH_JUMP)
-    distances = [ndimage.distance_transform_edt(s[0].cpu().numpy()) for s in smooth]
+    masks = smooth[:, 0].cpu().numpy()
+    distances = for_each_view(lambda v: ndimage.distance_transform_edt(masks[v]), len(masks))
     ramps = torch.from_numpy(np.stack(distances)[:, None]) / (per_pixel * _RAMP_PIXELS)
     return ramps.clamp(0, 1).to(alpha)
 

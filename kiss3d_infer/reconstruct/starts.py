@@ -20,6 +20,7 @@ from kiss3d_infer.reconstruct.volume import (
     surface,
     visual_hull,
 )
+from kiss3d_infer.scene.raster.threads import for_each_view
 
 _NUM_VOXELS = 96
 _DEPTH_SIZE = 128
@@ -93,10 +94,9 @@ class _HullAndDepth:
         """The hull without what lies before a visible surface; None if that eats the object."""
         values = self.hull.copy()
         points, matrices = self.grid.points, self._cameras.world_to_clip.numpy()
-        for view, elevation in enumerate(self._cameras.elevations):
-            if abs(elevation) > _STEEPEST_VIEW:
-                continue
-            depth = self._surface_depth(view)
+        views = [v for v, e in enumerate(self._cameras.elevations) if abs(e) <= _STEEPEST_VIEW]
+        depths = for_each_view(lambda i: self._surface_depth(views[i]), len(views)) if views else []
+        for view, depth in zip(views, depths, strict=True):
             toward = self._cameras.rotations[view, :, 2].numpy()
             own_depth = np.float32(self._cameras.distance) - points @ toward
             pixels = project(points, matrices[view], self._target.size)

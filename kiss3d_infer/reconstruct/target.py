@@ -13,6 +13,7 @@ from kiss3d_infer.bundle import normals as normal_code
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.masks import shown_views, silhouettes
 from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.raster.threads import for_each_view
 
 _SOLID = 0.95
 _EDGE_PIXELS = 3.0
@@ -70,7 +71,9 @@ class Target:
         )
         camera_normals = normal_code.decode(bundle.normal_colors)
         normals = normal_code.to_world(camera_normals, bundle.layout)
-        rgb, normals = (_spread_solid(t[shown], alpha[shown]) for t in (bundle.rgb, normals))
+        shown_colors = torch.cat([bundle.rgb, normals], 1)[shown]
+        spread = torch.stack(_spread_solid(shown_colors, alpha[shown])).permute(0, 2, 3, 1)
+        rgb, normals = spread[..., :3].contiguous(), spread[..., 3:].contiguous()
         cameras = Cameras(
             tuple(azimuths[v] for v in shown),
             tuple(elevations[v] for v in shown),
@@ -121,17 +124,19 @@ def _shrunk(views: Tensor, size: int) -> Tensor:
     return small.permute(0, 2, 3, 1).contiguous()
 
 
-def _spread_solid(views: Tensor, alpha: Tensor) -> Tensor:
-    """[V, C, S, S] to [V, S, S, C], each pixel taking the values of its nearest covered one."""
-    spread = []
-    for view, coverage in zip(views, alpha[:, 0].numpy(), strict=True):
+def _spread_solid(views: Tensor, alpha: Tensor) -> list[Tensor]:
+    """Each view [C, S, S] with every pixel taking the values of its nearest covered one."""
+
+    def spread(v: int) -> Tensor:
+        coverage = alpha[v, 0].numpy()
         solid = coverage > _SOLID
-        if solid.any():
-            distance, (row, column) = ndimage.distance_transform_edt(~solid, return_indices=True)
-            # A wire has no covered pixel of its own: what it shows beats a far neighbour's colour.
-            own = (distance > _EDGE_PIXELS) & (coverage > 0.5)
-            row = np.where(own, np.arange(len(row))[:, None], row)
-            column = np.where(own, np.arange(len(row))[None, :], column)
-            view = view[:, torch.from_numpy(row), torch.from_numpy(column)]
-        spread.append(view)
-    return torch.stack(spread).permute(0, 2, 3, 1).contiguous()
+        if not solid.any():
+            return views[v]
+        distance, (row, column) = ndimage.distance_transform_edt(~solid, return_indices=True)
+        # A wire has no covered pixel of its own: what it shows beats a far neighbour's colour.
+        own = (distance > _EDGE_PIXELS) & (coverage > 0.5)
+        row = np.where(own, np.arange(len(row))[:, None], row)
+        column = np.where(own, np.arange(len(row))[None, :], column)
+        return views[v][:, torch.from_numpy(row), torch.from_numpy(column)]
+
+    return for_each_view(spread, len(views))

@@ -1,10 +1,6 @@
 """The CPU rasterizer: compiled kernels behind autograd, one thread per view."""
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from kiss3d_infer.scene.raster import Fragments, edge_kernels, kernels
 from kiss3d_infer.scene.raster.kernels import Floats, Ints
 from kiss3d_infer.scene.raster.texture import sample_texture
+from kiss3d_infer.scene.raster.threads import for_each_view
 
 
 @dataclass
@@ -39,7 +36,7 @@ class CpuRasterizer:
             kernels.project(clip_np[v], height, width, screen[v])
             kernels.rasterize(screen[v], faces_np, face[v], depth[v])
 
-        _for_each_view(one_view, num_views)
+        for_each_view(one_view, num_views)
         return Fragments(
             torch.from_numpy(face),
             torch.from_numpy(depth),
@@ -86,7 +83,7 @@ class _Interpolate(torch.autograd.Function):
         def one_view(v: int) -> None:
             kernels.interpolate(attributes_np, clip_np[v], faces_np, face_np[v], out[v])
 
-        _for_each_view(one_view, len(clip_np))
+        for_each_view(one_view, len(clip_np))
         ctx.save_for_backward(attributes, clip, faces, face)
         return torch.from_numpy(out)
 
@@ -113,7 +110,7 @@ class _Interpolate(torch.autograd.Function):
                 wants_clip,
             )
 
-        _for_each_view(one_view, len(clip_np))
+        for_each_view(one_view, len(clip_np))
         summed = torch.from_numpy(grad_attributes.sum(0))
         return summed, torch.from_numpy(grad_clip) if wants_clip else None, None, None
 
@@ -129,7 +126,7 @@ class _Antialias(torch.autograd.Function):
         def one_view(v: int) -> None:
             edge_kernels.blend(image_np[v], screen[v], faces_np, crossings[v], out[v])
 
-        _for_each_view(one_view, len(screen))
+        for_each_view(one_view, len(screen))
         ctx.save_for_backward(image, clip, faces)
         ctx.found = screen, crossings
         return torch.from_numpy(out)
@@ -161,7 +158,7 @@ class _Antialias(torch.autograd.Function):
             )
             kernels.project_backward(grad_screen, clip_np[v], height, width, grad_clip[v])
 
-        _for_each_view(one_view, len(clip_np))
+        for_each_view(one_view, len(clip_np))
         return torch.from_numpy(grad_image), torch.from_numpy(grad_clip), None, None, None
 
 
@@ -194,24 +191,8 @@ def _crossings(fragments: Fragments) -> Ints:
     def one_view(v: int) -> None:
         edge_kernels.find_crossings(screen[v], faces, opposite, face[v], depth[v], crossings[v])
 
-    _for_each_view(one_view, len(screen))
+    for_each_view(one_view, len(screen))
     return crossings
-
-
-def _for_each_view(function: Callable[[int], None], num_views: int) -> None:
-    if num_views == 1:
-        function(0)
-    else:
-        list(_pool(os.getpid()).map(function, range(num_views)))
-
-
-@cache
-def _pool(pid: int) -> ThreadPoolExecutor:
-    """Threads over views: numba's and OpenMP's pools slow down when another process uses a core.
-
-    Kept per process: threads do not survive a fork.
-    """
-    return ThreadPoolExecutor(len(os.sched_getaffinity(pid)), thread_name_prefix="raster")
 
 
 def _floats(tensor: Tensor) -> Floats:

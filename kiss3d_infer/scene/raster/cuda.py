@@ -1,9 +1,10 @@
-"""The CUDA rasterizer: nvdiffrast, with the edge walk in torch for antialiasing.
+"""The CUDA rasterizer: nvdiffrast, with the edge walk for antialiasing.
 
 nvdiffrast is imported when the rasterizer is made, never before: it is an optional extra.
 """
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.raster import Fragments
-from kiss3d_infer.scene.raster.edges import antialias
 from kiss3d_infer.scene.raster.texture import sample_texture
 
 
@@ -27,6 +27,7 @@ class CudaRasterizer:
 
     def __init__(self) -> None:
         self._nvdiffrast: Any = _nvdiffrast()
+        self._antialias = _edge_walk()
         self._contexts: dict[torch.device, Any] = {}
 
     def rasterize(self, clip: Tensor, faces: Tensor, resolution: tuple[int, int]) -> Fragments:
@@ -54,11 +55,20 @@ class CudaRasterizer:
 
     def antialias(self, image: Tensor, fragments: Fragments) -> Tensor:
         """See `Rasterizer.antialias`."""
-        return antialias(image, fragments)
+        return self._antialias(image, fragments)
 
     def sample_texture(self, texture: Tensor, uv: Tensor) -> Tensor:
         """See `Rasterizer.sample_texture`."""
         return sample_texture(texture, uv)
+
+
+def _edge_walk() -> Callable[[Tensor, Fragments], Tensor]:
+    """The compiled edge walk, or the one in plain torch where Triton is missing (Windows)."""
+    try:
+        from kiss3d_infer.scene.raster.edges_cuda import antialias
+    except ImportError:
+        from kiss3d_infer.scene.raster.edges import antialias
+    return antialias
 
 
 @cache
