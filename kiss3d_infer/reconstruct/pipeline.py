@@ -12,7 +12,6 @@ from kiss3d_infer.reconstruct.settings import Reconstruction, ReconstructSetting
 
 if TYPE_CHECKING:
     from kiss3d_infer.bundle.image import Bundle
-    from kiss3d_infer.reconstruct.optimizer import DescentSettings
     from kiss3d_infer.reconstruct.refine import Refined
     from kiss3d_infer.reconstruct.starts import Start
     from kiss3d_infer.reconstruct.target import Target
@@ -64,12 +63,8 @@ def reconstruct(
     from kiss3d_infer.reconstruct.albedo import without_shading
     from kiss3d_infer.reconstruct.cleanup import clean
     from kiss3d_infer.reconstruct.debug import DebugFolder
-    from kiss3d_infer.reconstruct.measure import agreement
-    from kiss3d_infer.reconstruct.refine import COARSE, COARSE_LOSS, FINE, FINE_LOSS, refine
     from kiss3d_infer.reconstruct.target import Target
-    from kiss3d_infer.reconstruct.topology import is_closed_manifold
     from kiss3d_infer.reconstruct.unseen import with_film
-    from kiss3d_infer.scene.likeness import by_view
 
     pictures = None if debug is None else DebugFolder(debug)
     stages = _Stages(on_progress)
@@ -79,54 +74,26 @@ def reconstruct(
     with stages.timed("start"):
         start, warnings = _start(target, coarse, settings, start_mesh, lrm_weights, device)
     with stages.timed("coarse") as on_step:
-        # A start whose details shall survive has short edges from the first step on.
-        lengths = COARSE.edge_lengths if start.is_rough else _DETAILED_LENGTHS
-        descent = _resolvable(replace(COARSE, edge_lengths=lengths), coarse)
-        rough = refine(
-            start.vertices,
-            start.faces,
-            coarse.to(device),
-            descent,
-            settings.coarse_steps,
-            COARSE_LOSS,
-            on_step=on_step,
-            records_losses=pictures is not None,
-        )
-        if settings.albedo:
-            target = without_shading(target)
+        rough = _fit_coarse(start, coarse.to(device), settings, on_step, pictures is not None)
+        target = without_shading(target) if settings.albedo else target
         believed = replace(target, confidence=rough.confidence).shifted(rough.shifts)
-        fine = believed.resized(min(_FINE_SIZE, target.size)).to(device)
-        vertices = with_film(rough.vertices, rough.faces, fine)
     with stages.timed("fine") as on_step:
-        made = refine(
-            vertices,
-            rough.faces,
-            fine,
-            FINE,
-            settings.fine_steps,
-            FINE_LOSS,
-            on_step=on_step,
-            records_losses=pictures is not None,
-        )
+        fine = believed.resized(min(_FINE_SIZE, target.size)).to(device)
+        made = _fit_fine(rough, fine, settings, on_step, pictures is not None)
     with stages.timed("clean"):
         vertices = with_film(made.vertices, made.faces, fine)
         vertices, faces = clean(vertices, made.faces, settings.num_faces)
     with stages.timed("texture"), torch.no_grad():
         painted = _painted(vertices, faces, made, believed.to(device), settings)
     with stages.timed("measure"), torch.no_grad():
-        measurements = agreement(painted.mesh, target.to(device)) | {
-            "num_faces": float(len(faces)),
-            "watertight": float(is_closed_manifold(faces, len(vertices))),
-            "unseen_share": painted.unseen_share,
-            **by_view("view_shift", rough.shifts.norm(dim=1)),
-            **by_view("view_confidence", rough.confidence),
-        }
+        measurements = _measured(painted, vertices, faces, target.to(device), rough)
     if pictures is not None:
         with stages.timed("debug"):
-            for name, shape in (("start", start), ("coarse", rough), ("fine", made)):
-                pictures.write_stage(name, shape.vertices, shape.faces, fine)
-            pictures.write_stage("clean", vertices, faces, fine)
             pictures.write_targets(believed)
+            pictures.write_stage("start", start.vertices, start.faces, fine)
+            pictures.write_stage("coarse", rough.vertices, rough.faces, fine)
+            pictures.write_stage("fine", made.vertices, made.faces, fine)
+            pictures.write_stage("clean", vertices, faces, fine)
             pictures.write_losses({"coarse": rough.losses, "fine": made.losses})
             pictures.write_unseen(painted.seen_map)
             pictures.write_turntable(painted.mesh)
@@ -158,13 +125,53 @@ def _start(
     return start, (*target.warnings, doubt)
 
 
-def _resolvable(settings: "DescentSettings", target: "Target") -> "DescentSettings":
-    """The descent with edges no shorter than two pixels: what the views cannot tell only folds."""
+def _fit_coarse(
+    start: "Start",
+    target: "Target",
+    settings: ReconstructSettings,
+    on_step: Callable[[float], None],
+    records_losses: bool,
+) -> "Refined":
+    from kiss3d_infer.reconstruct.refine import COARSE, COARSE_LOSS, refine
     from kiss3d_infer.reconstruct.volume import pixel_pitch
 
+    # A start whose details shall survive has short edges from the first step on; but what is
+    # shorter than two pixels, the views cannot tell, and it only folds.
+    lengths = COARSE.edge_lengths if start.is_rough else _DETAILED_LENGTHS
     shortest = 2 * pixel_pitch(target.cameras, target.size)
-    first, least = (max(length, shortest) for length in settings.edge_lengths)
-    return replace(settings, edge_lengths=(first, least))
+    first, least = (max(length, shortest) for length in lengths)
+    return refine(
+        start.vertices,
+        start.faces,
+        target,
+        replace(COARSE, edge_lengths=(first, least)),
+        settings.coarse_steps,
+        COARSE_LOSS,
+        on_step=on_step,
+        records_losses=records_losses,
+    )
+
+
+def _fit_fine(
+    rough: "Refined",
+    target: "Target",
+    settings: ReconstructSettings,
+    on_step: Callable[[float], None],
+    records_losses: bool,
+) -> "Refined":
+    from kiss3d_infer.reconstruct.refine import FINE, FINE_LOSS, refine
+    from kiss3d_infer.reconstruct.unseen import with_film
+
+    return refine(
+        with_film(rough.vertices, rough.faces, target),
+        rough.faces,
+        target,
+        FINE,
+        settings.fine_steps,
+        FINE_LOSS,
+        on_step=on_step,
+        records_losses=records_losses,
+    )
 
 
 def _painted(
@@ -183,6 +190,23 @@ def _painted(
     details = normal_map(painted.mesh, dense.vertices, dense.faces, settings.texture_size)
     material = replace(painted.mesh.materials[0], normal_map=details)
     return replace(painted, mesh=replace(painted.mesh, materials=(material,)))
+
+
+def _measured(
+    painted: "Painted", vertices: "Float32", faces: "Int32", target: "Target", rough: "Refined"
+) -> dict[str, float]:
+    """What `Reconstruction.measurements` lists; `vertices` and `faces` are not yet unwrapped."""
+    from kiss3d_infer.reconstruct.measure import agreement
+    from kiss3d_infer.reconstruct.topology import is_closed_manifold
+    from kiss3d_infer.scene.likeness import by_view
+
+    return agreement(painted.mesh, target) | {
+        "num_faces": float(len(faces)),
+        "watertight": float(is_closed_manifold(faces, len(vertices))),
+        "unseen_share": painted.unseen_share,
+        **by_view("view_shift", rough.shifts.norm(dim=1)),
+        **by_view("view_confidence", rough.confidence),
+    }
 
 
 def _doubts(target: "Target", measurements: dict[str, float]) -> tuple[str, ...]:
