@@ -18,16 +18,6 @@ from kiss3d_infer.serve.store import Status, Task, TaskStore
 FAST = QueueConfig()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> TaskStore:
-    return TaskStore(tmp_path / "tasks.sqlite3")
-
-
-@pytest.fixture
-def assets(tmp_path: Path) -> AssetStore:
-    return AssetStore(tmp_path / "assets")
-
-
 def add(store: TaskStore, type_: str = "bundle_to_mesh") -> str:
     task_id = new_task_id()
     store.add(task_id, type_, {}, max_queued=100)

@@ -11,11 +11,6 @@ from kiss3d_infer.serve.stages import make_mesh, run_stage
 from kiss3d_infer.serve.store import TaskStore
 
 
-@pytest.fixture
-def assets(tmp_path: Path) -> AssetStore:
-    return AssetStore(tmp_path / "assets")
-
-
 @pytest.mark.parametrize(
     ("task_type", "remedy"),
     [

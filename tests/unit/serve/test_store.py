@@ -8,11 +8,6 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.serve.store import QueueFullError, TaskStoppedError, TaskStore
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> TaskStore:
-    return TaskStore(tmp_path / "tasks.sqlite3")
-
-
 def add(store: TaskStore, *ids: str) -> None:
     for task_id in ids:
         store.add(task_id, "text_to_3d", {"prompt": "a chair"}, max_queued=100)
