@@ -181,6 +181,17 @@ def text_to_3d(
     _show(asset)
 
 
+def convert_lrm(
+    checkpoint: Annotated[Path, typer.Argument(help="PRM's final_ckpt.ckpt.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Weights, .safetensors.")],
+) -> None:
+    """Convert the LRM's published checkpoint, running nothing that its pickle asks for."""
+    from kiss3d_infer.reconstruct.lrm.convert import convert
+
+    convert(checkpoint, out)
+    typer.echo(out)
+
+
 def serve(
     config: Annotated[Path, typer.Argument(help="Serving recipe.")],
     overrides: Annotated[

@@ -18,9 +18,11 @@ app = typer.Typer(
 )
 data = typer.Typer(help="From meshes to shards of captioned bundles.", no_args_is_help=True)
 fetch = typer.Typer(help="Fetch public data sets.", no_args_is_help=True)
+convert = typer.Typer(help="Make published weights safe to load.", no_args_is_help=True)
 train = typer.Typer(help="Fine-tune a bundle LoRA with Ray Train.", no_args_is_help=True)
 app.add_typer(data, name="data")
 data.add_typer(fetch, name="fetch")
+app.add_typer(convert, name="convert")
 app.add_typer(train, name="train")
 
 _verbose = False
@@ -75,6 +77,7 @@ def demo(out: Out = Path("demo")) -> None:
 
 for command in (infer.doctor, infer.generate, infer.reconstruct, infer.text_to_3d, infer.serve):
     app.command()(command)
+convert.command("lrm")(infer.convert_lrm)
 
 
 @fetch.command()

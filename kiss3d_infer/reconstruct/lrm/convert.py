@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
+from kiss3d_infer.files import check_writable, writing
 from kiss3d_infer.reconstruct.lrm.config import PUBLISHED_SIZES, LrmConfig
 from kiss3d_infer.reconstruct.lrm.weights import require_fit
 
@@ -44,6 +44,7 @@ def convert(checkpoint: Path, out: Path, config: LrmConfig = PUBLISHED_SIZES) ->
 
     if out.suffix != ".safetensors":
         raise InputError("the weights are saved as .safetensors", where=out)
+    check_writable(out)
     if not checkpoint.is_file():
         raise InputError("no such file", where=checkpoint, fix="check the path")
     try:

@@ -10,6 +10,7 @@ from kiss3d_infer.reconstruct.lrm.config import PUBLISHED_SIZES, LrmConfig
 from kiss3d_infer.reconstruct.lrm.network import Lrm
 
 Shape = tuple[int, ...]
+_MOST_NAMED = 5
 
 
 def load_lrm(path: Path, *, device: str = "cpu", config: LrmConfig = PUBLISHED_SIZES) -> Lrm:
@@ -29,7 +30,7 @@ def load_lrm(path: Path, *, device: str = "cpu", config: LrmConfig = PUBLISHED_S
         raise InputError(
             "the LRM's weights must be .safetensors",
             where=path,
-            fix="convert the published checkpoint first, see docs/lrm.md",
+            fix="convert the published checkpoint: kiss3d convert lrm final_ckpt.ckpt -o FILE",
         )
     if not path.is_file():
         raise InputError("no such file", where=path, fix="see docs/lrm.md for the LRM's weights")
@@ -49,7 +50,8 @@ def require_fit(shapes: Mapping[str, Shape], config: LrmConfig, where: Path) -> 
     """Compare tensors with the network's.
 
     Raises:
-        InputError: naming every tensor that is missing, unknown or misshapen.
+        InputError: naming the first tensors that are missing, unknown or misshapen, and how many
+            more there are.
     """
     expected = {name: tuple(t.shape) for name, t in _skeleton(config).state_dict().items()}
     problems = [f"{name} is missing" for name in expected if name not in shapes]
@@ -60,8 +62,10 @@ def require_fit(shapes: Mapping[str, Shape], config: LrmConfig, where: Path) -> 
         if expected.get(name, shape) != shape
     ]
     if problems:
+        more = len(problems) - _MOST_NAMED
+        named = problems[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else [])
         raise InputError(
-            f"these are not the LRM's weights: {'; '.join(problems)}",
+            f"these are not the LRM's weights: {'; '.join(named)}",
             where=where,
             fix="give PRM's final_ckpt.ckpt, or what it was converted to",
         )

@@ -2,6 +2,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.reconstruct.lrm.convert import convert
 from kiss3d_infer.reconstruct.lrm.weights import load_lrm
+from kiss3d_train.cli import main
 
 PREFIX = "lrm_generator."
 
@@ -105,7 +107,7 @@ def test_views_half_precision_and_parameters_are_read(tmp_path, tiny_lrm, tiny_c
     assert torch.equal(written[name], state[name].half().float())
 
 
-def test_every_misfit_is_named(tmp_path, tiny_lrm, tiny_config):
+def test_misfits_are_named(tmp_path, tiny_lrm, tiny_config):
     state = tiny_lrm.state_dict()
     del state["transformer.norm.bias"]
     state["transformer.extra"] = torch.ones(1)
@@ -121,6 +123,39 @@ def test_every_misfit_is_named(tmp_path, tiny_lrm, tiny_config):
     ):
         assert words in caught.value.what
     assert not (tmp_path / "lrm.safetensors").exists()
+
+
+def run_command(monkeypatch, capsys, *arguments):
+    """Exit code, output and error of `kiss3d convert lrm`."""
+    monkeypatch.setattr("sys.argv", ["kiss3d", "convert", "lrm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code or 0, *capsys.readouterr()
+
+
+def test_the_command_names_the_file_that_it_wrote(
+    tmp_path, tiny_lrm, tiny_config, monkeypatch, capsys
+):
+    checkpoint = lightning_checkpoint(tmp_path / "final_ckpt.ckpt", tiny_lrm)
+    out = tmp_path / "models" / "lrm.safetensors"
+    small = partial(convert, config=tiny_config)
+    monkeypatch.setattr("kiss3d_infer.reconstruct.lrm.convert.convert", small)
+    assert run_command(monkeypatch, capsys, checkpoint, "-o", out) == (0, f"{out}\n", "")
+    assert load_lrm(out, config=tiny_config)
+
+
+def test_the_command_refuses_another_network_in_one_sentence(
+    tmp_path, tiny_lrm, monkeypatch, capsys
+):
+    checkpoint = lightning_checkpoint(tmp_path / "final_ckpt.ckpt", tiny_lrm)
+    out = tmp_path / "lrm.safetensors"
+    code, _, complaint = run_command(monkeypatch, capsys, checkpoint, "-o", out)
+    assert code == 2 and not out.exists()
+    assert complaint.count("\n") == 1 and len(complaint) < 1000
+    assert "not the LRM's weights" in complaint and " more (" in complaint
+    checkpoint.write_bytes(b"no zip file")
+    code, _, complaint = run_command(monkeypatch, capsys, checkpoint, "-o", out)
+    assert code == 2 and complaint.startswith("kiss3d: not a whole checkpoint")
 
 
 @pytest.mark.parametrize(
