@@ -21,7 +21,9 @@ def smooth_normals(mesh: Mesh) -> Tensor:
     return vertex_normals(welded, index[mesh.faces.long()].int())[index]
 
 
-def corner_normals(mesh: Mesh, *, smooth: bool = True) -> Tensor:
+def corner_normals(
+    mesh: Mesh, *, smooth: bool = True, device: torch.device | str = "cpu"
+) -> Tensor:
     """The unit normal at each corner of each face: [F, 3, 3].
 
     A face whose vertex normals are on average more than 25 degrees off its own plane's is drawn
@@ -31,13 +33,15 @@ def corner_normals(mesh: Mesh, *, smooth: bool = True) -> Tensor:
     Args:
         mesh: with N vertices and F faces.
         smooth: False draws every face flat.
+        device: where the result lies.
     """
-    a, b, c = mesh.vertices[mesh.faces.long()].unbind(1)
+    faces = mesh.faces.long().to(device)
+    a, b, c = mesh.vertices.to(device)[faces].unbind(1)
     flat = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-20)
     flat = flat.unsqueeze(1).expand(-1, 3, 3)
     if not smooth:
         return flat.contiguous()
-    corners = smooth_normals(mesh)[mesh.faces.long()]
+    corners = smooth_normals(mesh).to(device)[faces]
     cosine = (corners * flat).sum(-1)
     corners = corners * torch.where(cosine < 0, -1.0, 1.0).unsqueeze(-1)
     degrees = cosine.abs().clamp(max=1).acos().rad2deg().mean(1)

@@ -12,8 +12,9 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.color import to_bytes
+from kiss3d_infer.scene.lighting import STUDIO, Light
 from kiss3d_infer.scene.mesh import Mesh
-from kiss3d_infer.scene.render import STUDIO, Lighting, render_views
+from kiss3d_infer.scene.render import render_views
 
 _MARGIN = 12
 _TEXT_COLOR = (30, 30, 30)
@@ -60,7 +61,7 @@ def turntable(
     size: int = 256,
     num_frames: int = 36,
     elevation: float = 15.0,
-    lighting: Lighting = STUDIO,
+    lighting: Light = STUDIO,
     device: torch.device | str = "cpu",
 ) -> None:
     """Write the mesh seen from all around: an endless `.gif`, or a `.png` strip of 8 frames.
