@@ -101,6 +101,7 @@ def render(
         typer.Option(help="Views other than the published ones, e.g. configs/layouts/*.yaml."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
     from kiss3d_infer.bundle import PUBLISHED, BundleLayout
@@ -108,7 +109,7 @@ def render(
     from kiss3d_train.data.render import render_source
 
     views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
-    summary = render_source(source, out, tile=tile, layout=views, limit=limit)
+    summary = render_source(source, out, tile=tile, layout=views, limit=limit, device=device)
     typer.echo(summary)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 QUARANTINE_NAME = "quarantine.jsonl"
 SOURCES_NAME = ".sources"
 """JSON: where the folders and libraries lie whose meshes were rendered into this one, by name."""
+_MOST_PER_GPU = 16
+"""Workers that share one; each holds some 2 GiB of its memory."""
 _GRACE_SECONDS = 30.0
 """How long an interrupted job waits for the meshes that it had begun."""
 
@@ -68,6 +71,7 @@ class RenderJob:
     out: Path
     tile: int
     layout: BundleLayout
+    device: str = "cpu"
 
 
 def render_source(
@@ -78,6 +82,7 @@ def render_source(
     layout: BundleLayout = PUBLISHED,
     limit: int | None = None,
     num_workers: int | None = None,
+    device: str = "cpu",
 ) -> RenderSummary:
     """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
 
@@ -94,17 +99,21 @@ def render_source(
         layout: views and rows.
         limit: only the first so many meshes.
         num_workers: meshes rendered at a time, one CPU each; None = every CPU Ray has.
+        device: "cpu", or "cuda": the workers share Ray's GPUs, and the bytes may differ slightly
+            from the CPU's and from one run to the next.
 
     Raises:
         InputError: no such source, another tile size, `out` cannot be written, another job works
-            in it, or it holds samples of another source of the same name.
+            in it, it holds samples of another source of the same name, or there is no such device.
     """
     check_tile(tile)
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"cannot render on '{device}'", where="device", fix="use cpu or cuda")
     source = open_source(spec)
     items = source.items()
     _require_different_keys(items)
     with locked(out):
-        job = RenderJob(str(_absolute(spec)), out.resolve(), tile, layout)
+        job = RenderJob(str(_absolute(spec)), out.resolve(), tile, layout, device)
         _claim_name(job)
         for left_by_a_kill in job.out.glob(".*.partial.*"):
             left_by_a_kill.unlink(missing_ok=True)
@@ -121,7 +130,8 @@ def _render_missing(
         if missing:
             with ray_session(num_workers or 1) as resources, unwrapped():
                 workers = num_workers or int(resources["CPU"])
-                with closing(_outcomes(job, missing, workers)) as outcomes:
+                share = _gpu_share(job.device, resources, workers)
+                with closing(_outcomes(job, missing, workers, share)) as outcomes:
                     for key, record in track(outcomes, "rendering", len(missing)):
                         quarantine.note(key, record)
     finally:
@@ -235,8 +245,18 @@ class _Quarantine:
 # ---------------------------------------------------------------------------- over Ray
 
 
+def _gpu_share(device: str, resources: Mapping[str, float], workers: int) -> float:
+    """What of a GPU each worker gets: one alone would mostly wait for its own CPU."""
+    if device == "cpu":
+        return 0.0
+    num_gpus = int(resources.get("GPU", 0))
+    if num_gpus == 0:
+        raise InputError("Ray has no GPU to render on", where="--device", fix="use --device cpu")
+    return 1 / min(math.ceil(workers / num_gpus), _MOST_PER_GPU)
+
+
 def _outcomes(
-    job: RenderJob, items: Sequence[MeshItem], workers: int
+    job: RenderJob, items: Sequence[MeshItem], workers: int, gpu_share: float = 0.0
 ) -> Generator[tuple[str, Record | None]]:
     """Each item's key and, if it failed, its record, in the order in which they end.
 
@@ -246,7 +266,7 @@ def _outcomes(
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
     # With retries of its own, Ray would repeat without end what its memory monitor has killed.
-    task = ray.remote(num_cpus=1, max_retries=0)(render_item)
+    task = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0)(render_item)
     running: dict[Any, MeshItem] = {}
     waiting, crashed = deque(items), set[str]()
     try:
@@ -311,7 +331,7 @@ def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, flo
     from kiss3d_infer.scene.render import render_bundle
 
     mesh = framed(loaded, job.layout.cameras)
-    bundle = render_bundle(mesh, job.layout, job.tile)
+    bundle = render_bundle(mesh, job.layout, job.tile, device=job.device)
     if not normal_masks(bundle).any((1, 2)).all():
         raise InputError("the mesh is flat: one of the views does not see it")
     measurements = validate(bundle).measurements

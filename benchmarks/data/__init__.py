@@ -1,0 +1,1 @@
+"""The data engine: bundles per second, scaling, streaming, memory."""
