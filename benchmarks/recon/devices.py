@@ -31,8 +31,8 @@ from kiss3d_train.data.sources import open_source
 from kiss3d_train.ray_session import ray_session
 
 _TOYS = "toybox:12?seed=2"
-_ROUNDS = 3
-_ON_ONE_GPU = (1, 2, 4, 8, 12, 16)
+_LEAST_BUNDLES, _BUNDLES_PER_WORKER = 6, 3
+_ON_ONE_GPU = (1, 4, 8, 16)
 Row = dict[str, Any]
 
 
@@ -127,7 +127,8 @@ def many_at_a_time(toys: list[tuple[str, Bundle]], device: str, workers: int) ->
         actor = ray.remote(num_cpus=1, num_gpus=share)(Worker)
         actors = [actor.remote(cores[k], device) for k in range(workers)]
         ray.get([one.reconstruct.remote(images[0]) for one in actors])
-        work = images * (_ROUNDS if workers > len(images) // 2 else 1)
+        count = max(_LEAST_BUNDLES, _BUNDLES_PER_WORKER * workers)
+        work = [images[k % len(images)] for k in range(count)]
         began = time.perf_counter()
         pool = ActorPool(actors)
         seconds = list(pool.map_unordered(lambda one, image: one.reconstruct.remote(image), work))
