@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.scene.raster.threads import for_each_view
 
 # A unit normal's colour is at least (sqrt(3) - 1) / 2 = 0.366 from white; half of it separates the
 # object from the background where an edge pixel mixes both.
@@ -26,11 +27,14 @@ def silhouettes(bundle: Bundle) -> Tensor:
     The normal row decides, because white surfaces vanish in the RGB row but no unit normal encodes
     to white; the RGB row confirms: specks of the normal row that it does not know are dropped.
     """
-    masks = []
-    for normal, rgb_mask in zip(bundle.normal_colors, rgb_masks(bundle), strict=True):
-        alpha = _unmixed_alpha(normal.permute(1, 2, 0).numpy())
-        alpha[_unconfirmed_specks(alpha > 0.5, rgb_mask)] = 0
-        masks.append(alpha)
+    known = rgb_masks(bundle)
+
+    def silhouette(v: int) -> NDArray[np.float32]:
+        alpha = _unmixed_alpha(bundle.normal_colors[v].permute(1, 2, 0).numpy())
+        alpha[_unconfirmed_specks(alpha > 0.5, known[v])] = 0
+        return alpha
+
+    masks = for_each_view(silhouette, len(bundle.normal_colors))
     return torch.from_numpy(np.stack(masks)[:, None].astype(np.float32))
 
 
@@ -67,8 +71,8 @@ def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:
 
     Enclosed white regions count as inside where the normal row has a surface, too.
     """
-    masks = zip(bundle.rgb, normal_masks(bundle), strict=True)
-    return np.stack([_rgb_mask(view, normal_mask) for view, normal_mask in masks])
+    known = normal_masks(bundle)
+    return np.stack(for_each_view(lambda v: _rgb_mask(bundle.rgb[v], known[v]), len(known)))
 
 
 def _rgb_mask(rgb: Tensor, normal_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.sparse.linalg import cg
 from scipy.special import expit
+
+from kiss3d_infer.reconstruct.topology import compiled
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,25 +105,19 @@ def _solve(
 ) -> Floats:
     """Minimise sum over edge ends p of w_p (facing_p (z_q - z_p) - slope_p)^2, reweighting w."""
     size = graph.num_pixels
-    incidences = [_incidence(ends, size) for ends in graph.ends]
+    starts, ends = np.concatenate(graph.ends, axis=1)
     surface = np.zeros(size)
     # Weight of each pixel's edge to the later (right, lower) pixel; the earlier side has the rest.
     later = [np.full(size, 0.5), np.full(size, 0.5)]
     energy = np.inf
     for _ in range(max_iterations):
-        system = sparse.identity(size, format="csr") * 1e-5
-        right_side = np.zeros(size)
-        for incidence, ends, slope, weight in zip(
-            incidences, graph.ends, slopes, later, strict=True
-        ):
-            start, end = ends
+        conductances, drops = [], []
+        for (start, end), slope, weight in zip(graph.ends, slopes, later, strict=True):
             at_start = facing[start] * weight[start]
             at_end = facing[end] * (1 - weight[end])
-            conductance = facing[start] * at_start + facing[end] * at_end
-            system = system + incidence.T @ incidence.multiply(conductance[:, None]).tocsr()
-            right_side += incidence.T @ (at_start * slope[start] + at_end * slope[end])
-        preconditioner = sparse.diags(1 / system.diagonal())
-        surface, _ = cg(system, right_side, x0=surface, rtol=1e-4, maxiter=400, M=preconditioner)
+            conductances.append(facing[start] * at_start + facing[end] * at_end)
+            drops.append(at_start * slope[start] + at_end * slope[end])
+        relax(starts, ends, np.concatenate(conductances), np.concatenate(drops), surface)
         previous, energy = energy, 0.0
         for axis in range(2):
             start, end = graph.ends[axis]
@@ -137,12 +132,66 @@ def _solve(
     return surface
 
 
-def _incidence(ends: Ints, size: int) -> sparse.csr_matrix:
-    """[E, N] matrix whose row takes the difference of an edge's later and earlier pixel."""
-    count = ends.shape[1]
-    rows = np.tile(np.arange(count), 2)
-    signs = np.repeat([-1.0, 1.0], count)
-    return sparse.csr_matrix((signs, (rows, ends.ravel())), shape=(count, size))
+@compiled
+def relax(
+    starts: Ints,
+    ends: Ints,
+    conductances: Floats,
+    drops: Floats,
+    surface: Floats,
+    shift: float = 1e-5,
+    tolerance: float = 1e-4,
+    max_iterations: int = 400,
+) -> None:
+    """Solve, in place, a graph's Laplacian system by conjugate gradients.
+
+    For every node p: shift z_p + sum over its edges of c (z_p - z_q) = what the drops put there.
+    Compiled: scipy's solver spends five times as long around each product as in it.
+
+    Args:
+        starts: [E] first node of each edge.
+        ends: [E] second node.
+        conductances: [E] c, not negative.
+        drops: [E] added at the second node and subtracted at the first.
+        surface: [N] the guess, which becomes the solution.
+        shift: keeps the system definite where nothing ties a piece down.
+        tolerance: of the residual's length against the right side's.
+        max_iterations: at most.
+    """
+    diagonal = np.full(surface.shape, shift)
+    residual = np.zeros(surface.shape)
+    for e in range(len(starts)):
+        diagonal[starts[e]] += conductances[e]
+        diagonal[ends[e]] += conductances[e]
+        residual[starts[e]] -= drops[e]
+        residual[ends[e]] += drops[e]
+    enough = tolerance * tolerance * np.dot(residual, residual)
+    applied = np.empty(surface.shape)
+    _apply(starts, ends, conductances, shift, surface, applied)
+    residual -= applied
+    direction = residual / diagonal
+    along = np.dot(residual, direction)
+    for _ in range(max_iterations):
+        if np.dot(residual, residual) <= enough:
+            return
+        _apply(starts, ends, conductances, shift, direction, applied)
+        step = along / np.dot(direction, applied)
+        surface += step * direction
+        residual -= step * applied
+        preconditioned = residual / diagonal
+        previous, along = along, np.dot(residual, preconditioned)
+        direction = preconditioned + (along / previous) * direction
+
+
+@compiled
+def _apply(
+    starts: Ints, ends: Ints, conductances: Floats, shift: float, values: Floats, out: Floats
+) -> None:
+    out[:] = shift * values
+    for e in range(len(starts)):
+        flow = conductances[e] * (values[ends[e]] - values[starts[e]])
+        out[starts[e]] -= flow
+        out[ends[e]] += flow
 
 
 def _segment(

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from kiss3d_infer.reconstruct.integrate import integrate_normals, perspective_normals
 from kiss3d_infer.reconstruct.settings import StartName
+from kiss3d_infer.reconstruct.slices import inside_silhouettes, nearest_depths
 from kiss3d_infer.reconstruct.target import Target
 from kiss3d_infer.reconstruct.topology import Float32, Int32
 from kiss3d_infer.reconstruct.volume import (
@@ -141,7 +142,7 @@ class _HullAndDepth:
         depth = (shape * self._segment_depths(view, shape, rays, labels, rows)[labels]).astype("f4")
         points = cameras.positions[view].numpy() + rays * depth[:, None]
         # Two surfaces merged by mistake put one of them outside the other views' silhouettes.
-        depth[~self._inside_others(view, points, slack=4.0)] = np.nan
+        depth[~inside_silhouettes(points, *self._others(view, slack=4.0))] = np.nan
         return _spread_depth(mask, depth)
 
     def _rays(self, view: int) -> Float32:
@@ -170,15 +171,17 @@ class _HullAndDepth:
         cameras, size = self._cameras, self._target.size
         keys, groups = np.unique(labels * size + rows, return_inverse=True)
         counts = np.bincount(groups)
-        nearest = np.full(len(keys), np.nan)
         half = float(np.abs(self.grid.points.reshape(-1, 3)).max()) * 1.5
         ends = cameras.distance + half, max(cameras.distance - half, 0.1)
-        scaled = rays * shape[:, None].astype(np.float32)
-        origin = cameras.positions[view].numpy()
-        for depth in np.linspace(*ends, _NUM_DEPTHS, dtype=np.float32):
-            inside = self._inside_others(view, origin + depth * scaled, slack=1.5)
-            share = np.bincount(groups, inside, minlength=len(keys)) / counts
-            nearest[share >= _ROW_SHARE] = depth
+        nearest = nearest_depths(
+            cameras.positions[view].numpy(),
+            rays * shape[:, None].astype(np.float32),
+            groups.astype(np.int32),
+            counts.astype(np.int32),
+            np.linspace(*ends, _NUM_DEPTHS, dtype=np.float32),
+            *self._others(view, slack=1.5),
+            _ROW_SHARE,
+        )
         depths = np.full(labels.max() + 1, np.nan)
         sizes = np.bincount(labels)[keys // size]
         voted = ~np.isnan(nearest) & (sizes >= _LEAST_SEGMENT)
@@ -187,20 +190,12 @@ class _HullAndDepth:
             depths[label] = _weighted_median(nearest[votes], counts[votes])
         return depths
 
-    def _inside_others(self, view: int, points: Float32, slack: float) -> NDArray[np.bool_]:
-        """Which points lie within all other silhouettes, give or take `slack` depth-map pixels."""
-        size = len(self._distances[0])
-        limit = -slack * size / self._target.size
-        inside = np.ones(len(points), bool)
-        for other, matrix in enumerate(self._cameras.world_to_clip.numpy()):
-            if other != view:
-                with np.errstate(invalid="ignore"):
-                    row, column = np.rint(np.nan_to_num(project(points, matrix, size), nan=-9.0))
-                within = (row >= 0) & (row < size) & (column >= 0) & (column < size)
-                row, column = row.clip(0, size - 1), column.clip(0, size - 1)
-                distance = self._distances[other][row.astype(np.intp), column.astype(np.intp)]
-                inside &= within & (distance > limit)
-        return inside
+    def _others(self, view: int, slack: float) -> tuple[Float32, Float32, float]:
+        """Cameras and silhouettes of all other views, give or take `slack` depth-map pixels."""
+        other = [k for k in range(len(self._cameras)) if k != view]
+        distances = np.stack(self._distances)
+        limit = -slack * distances.shape[1] / self._target.size
+        return self._cameras.world_to_clip.numpy()[other], distances[other], limit
 
 
 def _spread_depth(mask: NDArray[np.bool_], depth: Float32) -> Float32:

@@ -9,6 +9,7 @@ Camera: x right, y up, z toward the viewer (OpenGL). Angles are degrees at this 
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Cameras:
         """Focal length in units of half the image's width: 1 / tan(fov / 2)."""
         return 1.0 / math.tan(math.radians(self.fov) / 2)
 
-    @property
+    @cached_property
     def rotations(self) -> Tensor:
         """Camera-to-world rotations [V, 3, 3], float32; columns are the camera's x, y, z axes."""
         azimuth = torch.deg2rad(torch.tensor(self.azimuths, dtype=torch.float64))
@@ -54,12 +55,12 @@ class Cameras:
         up = torch.linalg.cross(toward_viewer, right)
         return torch.stack([right, up, toward_viewer], -1).float()
 
-    @property
+    @cached_property
     def positions(self) -> Tensor:
         """Camera centres in the world [V, 3], float32."""
         return self.rotations[:, :, 2] * self.distance
 
-    @property
+    @cached_property
     def world_to_camera(self) -> Tensor:
         """Rigid transforms [V, 4, 4], float32, acting on column vectors (x, y, z, 1)."""
         matrices = torch.eye(4).repeat(len(self), 1, 1)
@@ -67,7 +68,7 @@ class Cameras:
         matrices[:, 2, 3] = -self.distance
         return matrices
 
-    @property
+    @cached_property
     def projection(self) -> Tensor:
         """OpenGL projection [4, 4]: clip y up, z/w from -1 (near) to 1 (far)."""
         near, far = self.near, self.far
@@ -78,7 +79,7 @@ class Cameras:
         matrix[3, 2] = -1.0
         return matrix
 
-    @property
+    @cached_property
     def world_to_clip(self) -> Tensor:
         """World to OpenGL clip coordinates [V, 4, 4], float32, acting on column vectors."""
         return self.projection @ self.world_to_camera
