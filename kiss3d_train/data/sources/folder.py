@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -34,6 +35,10 @@ class Sidecar(Config):
     tags: tuple[str, ...] = ()
     licence: str | None = None
     author: str | None = None
+
+    def said(self) -> dict[str, Any]:
+        """The fields that say something, to replace an item's."""
+        return {name: value for name, value in self if value}
 
 
 class FolderSource:
@@ -65,15 +70,16 @@ class FolderSource:
         return found
 
     def describe(self, item: MeshItem) -> MeshItem:
-        """The item with what its sidecar says.
+        """The item with what its sidecar says, and its file's checksum.
 
         Raises:
             InputError: the sidecar is wrong.
         """
-        if self._in_library(item):
-            return item
-        sidecar = _read_sidecar((self.folder / item.locator).with_suffix(".json"))
-        return replace(item, **{name: value for name, value in sidecar if value})
+        if found := self._in_library(item):
+            return replace(found[0].describe(found[1]), locator=item.locator)
+        path = self.folder / item.locator
+        said = _read_sidecar(path.with_suffix(".json")).said()
+        return replace(item, **said, sha256=sha256_of(path))
 
     def fingerprint(self, item: MeshItem) -> str:
         """Of the bytes of the mesh, its sidecar, and the materials and textures it refers to."""
@@ -109,21 +115,29 @@ class FolderSource:
         return [replace(model, locator=f"{name}#{model.locator}") for model in models]
 
     def _found(self, path: Path) -> MeshItem:
-        relative = path.relative_to(self.folder)
-        names = relative.with_suffix("").parts[-2:]
-        folder = self.folder.resolve().name
-        parent = "" if relative.parent == Path() else relative.parent.name
-        return MeshItem(
-            key=make_key(*names, unique=f"{folder}/{relative.as_posix()}"),
-            name=path.stem,
-            caption=None,
-            category=parent,
-            tags=(),
-            source=folder,
-            licence=None,
-            author=None,
-            locator=relative.as_posix(),
-        )
+        return item_at(path.relative_to(self.folder), self.folder.resolve().name)
+
+
+def item_at(path: PurePath, collection: str) -> MeshItem:
+    """The item for a mesh file, as far as its path tells.
+
+    Args:
+        path: inside the collection.
+        collection: name of the folder; it enters the key.
+    """
+    parent = "" if path.parent == PurePath() else path.parent.name
+    return MeshItem(
+        key=make_key(*path.with_suffix("").parts[-2:], unique=f"{collection}/{path.as_posix()}"),
+        name=path.stem,
+        caption=None,
+        category=parent,
+        tags=(),
+        source=collection,
+        licence=None,
+        author=None,
+        locator=path.as_posix(),
+        uid=path.as_posix(),
+    )
 
 
 def _read_sidecar(path: Path) -> Sidecar:

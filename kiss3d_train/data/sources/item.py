@@ -31,6 +31,10 @@ class MeshItem:
     author: str | None
     locator: str
     """How the source finds the mesh again: a path, a member of an archive, an index."""
+    uid: str = ""
+    """What the source itself calls the mesh: a path in a folder, Objaverse's uid, a URL."""
+    sha256: str | None = None
+    """Of the mesh file alone; None until `describe`, and for a mesh that is in no file."""
 
 
 class MeshSource(Protocol):
@@ -41,7 +45,11 @@ class MeshSource(Protocol):
         ...
 
     def describe(self, item: MeshItem) -> MeshItem:
-        """The item with what only its content tells, such as an exact caption."""
+        """The item with what only its content tells: an exact caption, the file's checksum.
+
+        Raises:
+            InputError: there is no such mesh, or what describes it is wrong.
+        """
         ...
 
     def fingerprint(self, item: MeshItem) -> str:

@@ -55,8 +55,14 @@ class SweetHomeSource:
         return [self._describe(number) for number in self._numbers()]
 
     def describe(self, item: MeshItem) -> MeshItem:
-        """The item itself: the catalogue has told everything."""
-        return item
+        """The item with its file's checksum: the catalogue has told everything else."""
+        member = self._model(item.locator)
+        beside = self._folders.get(member.parent, [])
+        found = [entry for entry in beside if PurePosixPath(entry.filename) == member]
+        if not found or found[-1].file_size > MAX_MODEL_BYTES:
+            return item  # as loading it will say
+        with zipfile.ZipFile(self.path) as archive:
+            return replace(item, sha256=sha256_of(archive.read(found[-1])))
 
     def fingerprint(self, item: MeshItem) -> str:
         """Of the model's catalogue entries and of the checksums of its files."""
@@ -112,6 +118,7 @@ class SweetHomeSource:
             licence=licence.split("  ")[0].strip() or None,
             author=self._property("creator", number) or None,
             locator=number,
+            uid=identity,
         )
 
     @cached_property

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_a_folder_of_the_same_name_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"rendered from {first}, not from {second}"):
         render_source(str(second), out, tile=TILE)
     assert samples == {path: path.read_bytes() for path in out.glob("*.bundle.png")}
+
+
+def test_samples_rendered_before_items_had_a_checksum_are_kept(tmp_path: Path) -> None:
+    meshes, out = _meshes(tmp_path / "A", 0), tmp_path / "out"
+    out.mkdir()
+    _render_here(meshes, out)
+    (description,) = out.glob("*.json")
+    meta = json.loads(description.read_bytes())
+    assert meta.pop("sha256") and meta.pop("uid") == "chair.ply"
+    description.write_text(json.dumps(meta))
+    assert render_source(str(meshes), out, tile=TILE).kept == 1
 
 
 def test_a_folder_that_was_moved_goes_on(tmp_path: Path) -> None:

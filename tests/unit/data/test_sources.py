@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.captions import caption_of, clean_name
 from kiss3d_train.data.latents import LATENT, PROMPT
@@ -90,6 +91,24 @@ def test_a_sidecar_describes_its_mesh(tmp_path: Path) -> None:
     assert item.name == "x1"
     assert (item.caption, item.licence, item.author) == ("a purple chair", "CC0", "Ada")
     assert item.tags == ("seat",)
+
+
+def test_an_item_keeps_what_its_source_calls_it_and_its_files_checksum(tmp_path: Path) -> None:
+    (tmp_path / "chairs").mkdir()
+    (tmp_path / "chairs/oak.obj").write_text(TRIANGLE)
+    (tmp_path / "chairs/oak.json").write_text('{"name": "Oak"}')
+    catalogue = CATALOGUE.replace("/test/bill/bill.obj", "/test/gone/gone.obj")
+    _library(tmp_path / "test.sh3f", catalogue)
+    source = open_source(str(tmp_path))
+    oak, chair, gone = (source.describe(item) for item in source.items())
+    assert [item.uid for item in (oak, chair, gone)] == [
+        "chairs/oak.obj",
+        "Test#chair",
+        "/test/gone/gone.obj",
+    ]
+    assert oak.sha256 == chair.sha256 == sha256_of(TRIANGLE.encode())
+    assert gone.sha256 is None  # there is no such file, as loading it says
+    assert [source.describe(item) for item in (oak, chair, gone)] == [oak, chair, gone]
 
 
 @pytest.mark.parametrize(

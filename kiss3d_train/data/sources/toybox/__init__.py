@@ -79,6 +79,7 @@ class ToyboxSource:
             licence="CC0-1.0",
             author=None,
             locator=str(index),
+            uid=f"{self.seed}/{index}",
         )
 
 
