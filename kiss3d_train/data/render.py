@@ -20,7 +20,13 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, sha256_of, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.captions import caption_of
-from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
+from kiss3d_train.data.sources import (
+    MeshItem,
+    MeshSource,
+    absolute_spec,
+    named_folder,
+    open_source,
+)
 from kiss3d_train.data.tile import check_tile
 from kiss3d_train.ray_session import ray_session, unwrapped
 
@@ -113,7 +119,7 @@ def render_source(
     items = source.items()
     _require_different_keys(items)
     with locked(out):
-        job = RenderJob(str(_absolute(spec)), out.resolve(), tile, layout, device)
+        job = RenderJob(absolute_spec(spec), out.resolve(), tile, layout, device)
         _claim_name(job)
         for left_by_a_kill in job.out.glob(".*.partial.*"):
             left_by_a_kill.unlink(missing_ok=True)
@@ -145,12 +151,6 @@ def _render_missing(
     )
 
 
-def _absolute(spec: str) -> str | Path:
-    """Workers run in folders of their own."""
-    path = Path(spec).expanduser()
-    return path.resolve() if path.exists() else spec
-
-
 def _require_different_keys(items: Sequence[MeshItem]) -> None:
     locators: dict[str, str] = {}
     for item in items:
@@ -168,8 +168,8 @@ def _claim_name(job: RenderJob) -> None:
 
     One that was moved is welcome: nothing lies where it was.
     """
-    path = Path(job.spec)
-    if not path.exists():  # the toybox
+    path = named_folder(job.spec)
+    if path is None:
         return
     record = job.out / SOURCES_NAME
     known = json.loads(record.read_bytes()) if record.is_file() else {}

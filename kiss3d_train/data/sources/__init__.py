@@ -1,4 +1,4 @@
-"""Where meshes come from: a folder, a Sweet Home 3D library, the toybox."""
+"""Where meshes come from: folders and object stores, Objaverse, WebDatasets, the toybox."""
 
 from __future__ import annotations
 
@@ -8,25 +8,63 @@ from pathlib import Path
 from kiss3d_infer.errors import InputError
 from kiss3d_train.data.sources.item import MeshItem, MeshSource
 
-__all__ = ["MeshItem", "MeshSource", "open_source"]
+__all__ = ["MeshItem", "MeshSource", "absolute_spec", "named_folder", "open_source"]
 
 _TOYBOX = re.compile(r"toybox:(?P<count>\d+)(\?seed=(?P<seed>\d+))?")
-_FORMS = "a folder of meshes, a .sh3f library, or toybox:N (toybox:N?seed=S)"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_OF_FILES = ("objaverse:", "objaverse-xl:", "wds:")
+_FORMS = (
+    "a folder of meshes, a .sh3f library, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+    "objaverse:UIDS.txt, objaverse-xl:FILE, wds:FOLDER, or toybox:N (toybox:N?seed=S)"
+)
 
 
 def open_source(spec: str) -> MeshSource:
     """Open a mesh source.
 
     Args:
-        spec: a folder (searched with its subfolders for meshes and libraries), a `.sh3f` file, or
+        spec: one of
+            a folder (searched with its subfolders for meshes and libraries) or a `.sh3f` file;
+            `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder` or `memory://name`;
+            `objaverse:F`, where F lists uids of Objaverse 1.0, one a line;
+            `objaverse-xl:F`, where F is a parquet or CSV of annotations, or lists identifiers;
+            `wds:P`, where P is a folder of tars, a tar, or a pattern;
             `toybox:N` for N procedural objects (`toybox:N?seed=S` for another series).
 
     Raises:
-        InputError: there is no such source.
+        InputError: there is no such source, or a package that it takes is not installed.
     """
     if spec.startswith("toybox:"):
         return _open_toybox(spec)
+    kind, colon, rest = spec.partition(":")
+    if kind + colon in _OF_FILES:
+        return _open_files(kind, str(Path(rest).expanduser()) if rest else "")
     path = Path(spec).expanduser()
+    if not path.exists() and _SCHEME.match(spec):
+        return _open_url(spec)
+    return _open_path(path)
+
+
+def absolute_spec(spec: str) -> str:
+    """The spec as processes that run in folders of their own understand it."""
+    kind, colon, rest = spec.partition(":")
+    if kind + colon in _OF_FILES:
+        return f"{kind}:{Path(rest).expanduser().absolute()}"
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.exists() else spec
+
+
+def named_folder(spec: str) -> Path | None:
+    """The folder or library whose mere name enters the keys, if it is one of this machine."""
+    if spec.startswith("wds:"):
+        from kiss3d_train.data.sources.webdataset import base_folder
+
+        return base_folder(spec.removeprefix("wds:"))
+    path = Path(spec)
+    return path if path.exists() else None
+
+
+def _open_path(path: Path) -> MeshSource:
     if path.is_dir():
         from kiss3d_train.data.sources.folder import FolderSource
 
@@ -35,9 +73,32 @@ def open_source(spec: str) -> MeshSource:
         from kiss3d_train.data.sources.sweethome import SweetHomeSource
 
         return SweetHomeSource(path)
-    if path.exists():
-        raise InputError("not a source of meshes", where=spec, fix=f"give {_FORMS}")
-    raise InputError("no such folder or file", where=spec, fix=f"give {_FORMS}")
+    what = "not a source of meshes" if path.exists() else "no such folder or file"
+    raise InputError(what, where=path, fix=f"give {_FORMS}")
+
+
+def _open_url(spec: str) -> MeshSource:
+    from kiss3d_train.data.sources.remote import SCHEMES, RemoteSource
+
+    if spec.partition("://")[0] not in SCHEMES:
+        raise InputError("meshes cannot be read from there", where=spec, fix=f"give {_FORMS}")
+    return RemoteSource(spec)
+
+
+def _open_files(kind: str, rest: str) -> MeshSource:
+    if not rest:
+        raise InputError("the file is not named", where=f"{kind}:", fix=f"give {_FORMS}")
+    if kind == "wds":
+        from kiss3d_train.data.sources.webdataset import WebDatasetSource
+
+        return WebDatasetSource(rest)
+    if kind == "objaverse":
+        from kiss3d_train.data.sources.objaverse_v1 import ObjaverseSource
+
+        return ObjaverseSource(Path(rest))
+    from kiss3d_train.data.sources.objaverse_xl import ObjaverseXLSource
+
+    return ObjaverseXLSource(Path(rest))
 
 
 def _open_toybox(spec: str) -> MeshSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from kiss3d_infer.files import sha256_of
@@ -29,20 +29,34 @@ def referenced_files(mesh: Path) -> Iterator[tuple[str, str]]:
         return  # not read either
     from trimesh.resolvers import FilePathResolver
 
-    resolver = FilePathResolver(str(mesh))
-    todo, seen = _names(mesh.suffix, mesh.read_bytes()), set[str]()
+    for name, data in follow(mesh.suffix, mesh.read_bytes(), FilePathResolver(str(mesh)).get):
+        yield name, "" if data is None else sha256_of(data)
+
+
+def follow(
+    suffix: str, data: bytes, get: Callable[[str], bytes]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Name and content of each file that a mesh refers to, and of those that these refer to.
+
+    Args:
+        suffix: of the mesh file.
+        data: its content.
+        get: reads a file by the name that stands in another; where it raises an OSError or a
+            ValueError, the content is None.
+    """
+    todo, seen = _names(suffix, data), set[str]()
     while todo:
         name = todo.pop(0)
         if name in seen:
             continue
         seen.add(name)
         try:
-            data = resolver.get(name)
+            found = get(name)
         except (OSError, ValueError):
-            yield name, ""
+            yield name, None
             continue
-        yield name, sha256_of(data)
-        todo += _names(PurePath(name).suffix, data)
+        yield name, found
+        todo += _names(PurePath(name).suffix, found)
 
 
 def _names(suffix: str, data: bytes) -> list[str]:
