@@ -91,7 +91,13 @@ def furniture(out: Out = Path("data/furniture")) -> None:
 
 @data.command()
 def render(
-    source: Annotated[str, typer.Option(help="A folder, a .sh3f file, or toybox:N.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            help="A folder, a .sh3f file, s3://..., gs://..., objaverse:UIDS.txt, "
+            "objaverse-xl:FILE, wds:FOLDER, or toybox:N."
+        ),
+    ],
     out: Out,
     tile: Annotated[
         int, typer.Option(min=16, help="Side of a tile in pixels, a multiple of 16.")

@@ -1,90 +1,19 @@
 import builtins
-import gzip
 import json
-import shutil
-import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import objaverse
 import pytest
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
-from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.captions import caption_of
 from kiss3d_train.data.render import RenderJob, render_item
 from kiss3d_train.data.sources import objaverse_v1, open_source
 from kiss3d_train.data.sources.toybox import make
 
-HUB = "https://huggingface.co/datasets/allenai/objaverse/resolve/main/"
 UIDS = ("0" * 32, "1" * 32, "2" * 32)
-ANNOTATION = {
-    "uid": UIDS[0],
-    "name": "Oak Chair",
-    "license": "by-nc",
-    "user": {"username": "ada", "displayName": "Ada L."},
-    "tags": [{"name": "seat", "slug": "seat", "uri": ""}],
-    "categories": [{"name": "furniture-home"}, {"name": "art-abstract"}],
-    "faceCount": 12,
-}
-
-
-def fill_objaverse(folder: Path) -> None:
-    """Lay a folder out as the package's cache, and as the data set itself, is."""
-    paths = {uid: f"glbs/000-00{number // 2}/{uid}.glb" for number, uid in enumerate(UIDS)}
-    for number, path in enumerate(paths.values()):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        save_mesh(make(number).mesh(), folder / path)
-    metadata = {"000-000": {UIDS[0]: ANNOTATION, UIDS[1]: {"license": "cc0"}}, "000-001": {}}
-    _write(folder / "object-paths.json.gz", paths)
-    for name, annotations in metadata.items():
-        _write(folder / f"metadata/{name}.json.gz", annotations)
-
-
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump(content, file)
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package's cache, empty, and no network."""
-    cache = tmp_path / ".objaverse"
-
-    def offline(url: str, *_: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(objaverse, "BASE_PATH", str(cache))
-    monkeypatch.setattr(objaverse, "_VERSIONED_PATH", str(cache / "hf-objaverse-v1"))
-    monkeypatch.setattr(objaverse, "_load_object_paths", objaverse._load_object_paths)
-    monkeypatch.setattr(urllib.request, "urlretrieve", offline)
-    objaverse_v1.package.cache_clear()
-    objaverse_v1._annotations.cache_clear()
-    return cache / "hf-objaverse-v1"
-
-
-@pytest.fixture
-def cache(empty_cache: Path) -> Path:
-    fill_objaverse(empty_cache)
-    return empty_cache
-
-
-@pytest.fixture
-def hub(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A network that holds the data set; the names of the files asked for."""
-    fill_objaverse(tmp_path / "hub")
-    asked: list[str] = []
-
-    def retrieve(url: str, target: str) -> None:
-        asked.append(url.removeprefix(HUB))
-        shutil.copy(tmp_path / "hub" / asked[-1], target)
-
-    monkeypatch.setattr(urllib.request, "urlretrieve", retrieve)
-    return asked
 
 
 def _listed(folder: Path, *lines: str) -> str:
@@ -92,14 +21,14 @@ def _listed(folder: Path, *lines: str) -> str:
     return f"objaverse:{folder / 'uids.txt'}"
 
 
-def test_cached_objects_are_described_by_their_annotations(cache: Path, tmp_path: Path) -> None:
+def test_cached_objects_are_described_by_their_annotations(objaverse: Path, tmp_path: Path) -> None:
     source = open_source(_listed(tmp_path, "# chairs", UIDS[1], "", UIDS[0], f"{UIDS[0]}.glb"))
     chair, other = (source.describe(item) for item in source.items())
     assert (chair.uid, other.uid) == UIDS[:2]
     assert (chair.name, chair.author, chair.licence) == ("Oak Chair", "Ada L.", "CC-BY-NC-4.0")
     assert (chair.category, chair.tags) == ("furniture-home", ("art-abstract", "seat"))
     assert (other.licence, other.author, other.tags) == ("CC0-1.0", None, ())
-    assert chair.sha256 == sha256_of(cache / chair.locator)
+    assert chair.sha256 == sha256_of(objaverse / chair.locator)
     assert caption_of(chair) == "an oak chair. furniture home, art abstract, seat"
     assert len(source.load(chair).faces) == len(make(0).mesh().faces)
 
@@ -123,17 +52,17 @@ def test_what_is_not_cached_is_downloaded_once(
 
 @pytest.mark.parametrize("name", ["object-paths.json.gz", "metadata/000-000.json.gz"])
 def test_a_download_that_was_cut_off_is_repeated(
-    hub: list[str], empty_cache: Path, tmp_path: Path, name: str
+    hub: list[str], empty_objaverse: Path, tmp_path: Path, name: str
 ) -> None:
     half = (tmp_path / "hub" / name).read_bytes()[:40]
-    (empty_cache / name).parent.mkdir(parents=True)
-    (empty_cache / name).write_bytes(half)
+    (empty_objaverse / name).parent.mkdir(parents=True)
+    (empty_objaverse / name).write_bytes(half)
     source = open_source(_listed(tmp_path, UIDS[0]))
     assert source.describe(source.items()[0]).name == "Oak Chair"
     assert hub.count(name) == 1
 
 
-def test_an_unknown_uid_is_quarantined(cache: Path, tmp_path: Path) -> None:
+def test_an_unknown_uid_is_quarantined(objaverse: Path, tmp_path: Path) -> None:
     spec = _listed(tmp_path, "../../etc/passwd", UIDS[2])
     job = RenderJob(spec, tmp_path / "out", 32, PUBLISHED)
     known, unknown = open_source(spec).items()
@@ -143,11 +72,13 @@ def test_an_unknown_uid_is_quarantined(cache: Path, tmp_path: Path) -> None:
     (description,) = (tmp_path / "out").glob("*.json")
     said = json.loads(description.read_bytes())
     assert (said["uid"], said["source"]) == (UIDS[2], "objaverse")
-    assert said["sha256"] == sha256_of(cache / f"glbs/000-001/{UIDS[2]}.glb")
+    assert said["sha256"] == sha256_of(objaverse / f"glbs/000-001/{UIDS[2]}.glb")
 
 
-def test_an_object_that_cannot_be_downloaded_is_quarantined(cache: Path, tmp_path: Path) -> None:
-    (cache / f"glbs/000-000/{UIDS[0]}.glb").unlink()
+def test_an_object_that_cannot_be_downloaded_is_quarantined(
+    objaverse: Path, tmp_path: Path
+) -> None:
+    (objaverse / f"glbs/000-000/{UIDS[0]}.glb").unlink()
     spec = _listed(tmp_path, UIDS[0])
     record = render_item(
         RenderJob(spec, tmp_path / "out", 32, PUBLISHED), open_source(spec).items()[0]
@@ -155,7 +86,7 @@ def test_an_object_that_cannot_be_downloaded_is_quarantined(cache: Path, tmp_pat
     assert record is not None and "no network" in record["reason"]
 
 
-def test_no_table_and_no_network_is_an_input_error(empty_cache: Path, tmp_path: Path) -> None:
+def test_no_table_and_no_network_is_an_input_error(empty_objaverse: Path, tmp_path: Path) -> None:
     source = open_source(_listed(tmp_path, UIDS[0]))
     with pytest.raises(InputError, match=r"no network.*cache"):
         source.items()
@@ -166,7 +97,7 @@ def test_no_table_and_no_network_is_an_input_error(empty_cache: Path, tmp_path: 
     [(None, "cannot read the list"), (b"\n# nothing\n", "empty"), (b"\xff\xfe", "no text")],
 )
 def test_a_wrong_list_is_named(
-    cache: Path, tmp_path: Path, content: bytes | None, message: str
+    objaverse: Path, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     if content is not None:
         (tmp_path / "uids.txt").write_bytes(content)
