@@ -88,6 +88,8 @@ def _open_url(spec: str) -> MeshSource:
 def _open_files(kind: str, rest: str) -> MeshSource:
     if not rest:
         raise InputError("the file is not named", where=f"{kind}:", fix=f"give {_FORMS}")
+    if _SCHEME.match(rest) and not Path(rest).exists():
+        raise InputError("only files on a disk are read", where=f"{kind}:{rest}", fix="copy them")
     if kind == "wds":
         from kiss3d_train.data.sources.webdataset import WebDatasetSource
 

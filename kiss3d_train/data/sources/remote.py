@@ -73,7 +73,11 @@ class RemoteSource:
     def describe(self, item: MeshItem) -> MeshItem:
         """The item with what its sidecar says, and its file's checksum."""
         folder, here = self._fetched(item)
-        return replace(folder.describe(here), locator=item.locator)
+        try:
+            return replace(folder.describe(here), locator=item.locator)
+        except InputError:
+            self._release()  # it will not be loaded
+            raise
 
     def fingerprint(self, item: MeshItem) -> str:
         """Of what the listing said about the mesh, its sidecar and the files beside it.
@@ -108,15 +112,16 @@ class RemoteSource:
     def _found(self, versions: Mapping[str, str]) -> Iterator[MeshItem]:
         beside = _beside(versions)
         for name, version in versions.items():
-            path = PurePosixPath(name)
-            suffix = path.suffix.lower()
-            if suffix not in (*SUFFIXES, LIBRARY_SUFFIX):
+            # Strings: a path object for each of a million names would take a minute.
+            stem, suffix = posixpath.splitext(name)
+            if suffix.lower() not in (*SUFFIXES, LIBRARY_SUFFIX):
                 continue
-            parts = [version, versions.get(path.with_suffix(".json").as_posix(), "")]
-            if suffix not in _SELF_CONTAINED:
-                parts.append(beside.get(path.parent.as_posix(), ""))
+            parts = [version, versions.get(f"{stem}.json", "")]
+            if suffix.lower() not in _SELF_CONTAINED:
+                parts.append(beside.get(posixpath.dirname(name), ""))
             digest = sha256_of(json.dumps(parts).encode())[:32]
-            yield replace(item_at(path, self.url), locator=f"{name}#{digest}")
+            item = item_at(PurePosixPath(name), self.url)
+            yield replace(item, locator=f"{name}#{digest}")
 
     def _fetched(self, item: MeshItem) -> tuple[FolderSource, MeshItem]:
         """The item in a folder of its own, fetched unless it is there."""
@@ -228,10 +233,11 @@ def _beside(versions: Mapping[str, str]) -> dict[str, str]:
     """A digest, for each folder, of the files in it and below that a mesh may refer to."""
     digests: dict[str, Any] = {}
     for name, version in versions.items():
-        path = PurePosixPath(name)
-        if path.suffix.lower() in (*SUFFIXES, LIBRARY_SUFFIX, ".json"):
+        if posixpath.splitext(name)[1].lower() in (*SUFFIXES, LIBRARY_SUFFIX, ".json"):
             continue
-        for parent in path.parents:
-            digest = digests.setdefault(parent.as_posix(), hashlib.sha256())
+        folder = name
+        while folder:
+            folder = posixpath.dirname(folder)
+            digest = digests.setdefault(folder, hashlib.sha256())
             digest.update(json.dumps([name, version]).encode())
     return {folder: digest.hexdigest() for folder, digest in digests.items()}

@@ -54,8 +54,10 @@ def url(request: pytest.FixtureRequest, meshes: Path) -> Iterator[str]:
     store, root = fsspec.url_to_fs(address)
     store.makedirs("bucket" if request.param == "s3" else root, exist_ok=True)
     store.put(f"{meshes}/", f"{root}/", recursive=True)
+    store.pipe_file(f"{root}-of-others/stray.glb", b"")
     yield address
     store.rm(root, recursive=True)
+    store.rm(f"{root}-of-others", recursive=True)
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_a_store_that_fails_is_not_taken_for_one_without_the_texture(
 
 
 def test_what_cannot_be_used_is_quarantined_and_the_rest_rendered(
-    meshes: Path, tmp_path: Path
+    meshes: Path, tmp_path: Path, temporary: Path
 ) -> None:
     (meshes / "set.sh3f").write_bytes(b"a library")
     (meshes / "toy.json").write_text('{"caption": 3}')
@@ -212,6 +214,7 @@ def test_what_cannot_be_used_is_quarantined_and_the_rest_rendered(
     (description,) = (tmp_path / "out").glob("*.json")
     said = json.loads(description.read_bytes())
     assert (said["uid"], said["sha256"]) == ("chairs/oak.obj", sha256_of(OBJ.encode()))
+    assert not list(temporary.glob("kiss3d-remote-*"))
 
 
 @pytest.mark.parametrize(

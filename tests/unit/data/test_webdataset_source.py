@@ -165,7 +165,13 @@ def test_a_member_that_claims_too_much_is_refused(tmp_path: Path, glb: bytes) ->
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("wds:", "not named"), ("wds:nowhere", "no tar"), ("wds:x{.tar", "braces")],
+    [
+        ("wds:", "not named"),
+        ("wds:nowhere", "no tar"),
+        ("wds:x{.tar", "braces"),
+        ("wds:pipe:cat a.tar", "on a disk"),
+        ("wds:s3://bucket/a.tar", "on a disk"),
+    ],
 )
 def test_a_wrong_pattern_is_refused(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
