@@ -16,7 +16,7 @@ from kiss3d_infer.reconstruct.remesh import remesh
 from kiss3d_infer.reconstruct.topology import Float32, Int32, compiled
 
 # Columns of a vertex's state row; the remesher averages all of them.
-_POSITION, _MOMENTUM = slice(0, 3), slice(3, 6)
+_POSITION, _FIRST_MOMENTUM = slice(0, 3), 3
 _SECOND_MOMENT, _SPEED, _TARGET_LENGTH = 6, 7, 8
 _NUM_COLUMNS = 9
 
@@ -73,40 +73,75 @@ class MeshDescent:
 
     def step(self, gradient: Float32) -> None:
         """Move every vertex against its gradient [N, 3] and update the target edge length."""
-        settings, state = self._settings, self._state
+        settings = self._settings
         self._num_steps += 1
-        self._update_moments(gradient)
-        norms = np.sqrt(state[:, _SECOND_MOMENT])
-        floor = settings.stillness * math.sqrt(float(state[:, _SECOND_MOMENT].mean())) + 1e-8
-        velocity = state[:, _MOMENTUM] / (norms + np.float32(floor))[:, None]
-        state[:, _SPEED] = np.sqrt(np.einsum("ij,ij->i", velocity, velocity))
+        # Bias-corrected moments are stored, so that remeshing may average old and new vertices.
+        before = 1 - settings.beta ** (self._num_steps - 1)
+        after = 1 - settings.beta**self._num_steps
+        limit = settings.gradient_limit if self._num_steps > 1 else math.inf
+        _update_moments(
+            self._state,
+            gradient,
+            neighbour_means(self.vertices, self.faces),
+            settings.smoothing,
+            limit,
+            settings.beta * before / after,
+            (1 - settings.beta) / after,
+        )
         warm = min(1.0, self._num_steps * (1 - settings.beta) / settings.ramp)
         rate = settings.learning_rate * settings.decay**self._num_steps * warm
-        state[:, _POSITION] -= velocity * (np.float32(rate) * state[:, _TARGET_LENGTH, None])
-        error = float(state[:, _SPEED].mean()) - settings.reference_speed
+        speed = _move(self._state, rate, settings.stillness)
+        factor = 1 + settings.length_gain * (speed - settings.reference_speed)
         first, least = settings.edge_lengths
-        lengths = state[:, _TARGET_LENGTH] * np.float32(1 + settings.length_gain * error)
-        state[:, _TARGET_LENGTH] = np.clip(lengths, least, first)
+        lengths = self._state[:, _TARGET_LENGTH] * np.float32(factor)
+        self._state[:, _TARGET_LENGTH] = np.clip(lengths, least, first)
 
     def remesh(self) -> None:
         """Bring the edges nearer to the target length."""
         self._state, self.faces = remesh(self._state, self.faces, length_column=_TARGET_LENGTH)
 
-    def _update_moments(self, gradient: Float32) -> None:
-        settings, state = self._settings, self._state
-        offset = state[:, _POSITION] - neighbour_means(self.vertices, self.faces)
-        gradient = gradient + offset * (np.float32(settings.smoothing) * state[:, _SPEED, None])
-        if self._num_steps > 1:
-            limit = np.abs(state[:, _MOMENTUM]) * np.float32(settings.gradient_limit)
-            gradient = np.clip(gradient, -limit, limit)
-        # Bias-corrected moments are stored, so that remeshing may average old and new vertices.
-        before = 1 - settings.beta ** (self._num_steps - 1)
-        after = 1 - settings.beta**self._num_steps
-        old = np.float32(settings.beta * before / after)
-        new = np.float32((1 - settings.beta) / after)
-        squared = np.einsum("ij,ij->i", gradient, gradient)
-        state[:, _MOMENTUM] = old * state[:, _MOMENTUM] + new * gradient
-        state[:, _SECOND_MOMENT] = old * state[:, _SECOND_MOMENT] + new * squared
+
+@compiled
+def _update_moments(
+    state: Float32,
+    gradient: Float32,
+    means: Float32,
+    smoothing: float,
+    limit: float,
+    old: float,
+    new: float,
+) -> None:
+    """Blend a gradient [N, 3] and the pull toward the neighbours' means [N, 3] into the moments."""
+    for vertex in range(len(state)):
+        squared = 0.0
+        for k in range(3):
+            momentum = state[vertex, _FIRST_MOMENTUM + k]
+            pull = smoothing * state[vertex, _SPEED] * (state[vertex, k] - means[vertex, k])
+            most = limit * abs(momentum) if limit < math.inf else math.inf
+            clipped = min(max(gradient[vertex, k] + pull, -most), most)
+            squared += clipped * clipped
+            state[vertex, _FIRST_MOMENTUM + k] = old * momentum + new * clipped
+        state[vertex, _SECOND_MOMENT] = old * state[vertex, _SECOND_MOMENT] + new * squared
+
+
+@compiled
+def _move(state: Float32, rate: float, stillness: float) -> float:
+    """Move the vertices by their moments, note their speeds, and return the mean speed."""
+    total = 0.0
+    for vertex in range(len(state)):
+        total += state[vertex, _SECOND_MOMENT]
+    floor = stillness * math.sqrt(total / len(state)) + 1e-8
+    speeds = 0.0
+    for vertex in range(len(state)):
+        scale = 1 / (math.sqrt(state[vertex, _SECOND_MOMENT]) + floor)
+        squared = 0.0
+        for k in range(3):
+            velocity = state[vertex, _FIRST_MOMENTUM + k] * scale
+            squared += velocity * velocity
+            state[vertex, k] -= rate * state[vertex, _TARGET_LENGTH] * velocity
+        state[vertex, _SPEED] = math.sqrt(squared)
+        speeds += state[vertex, _SPEED]
+    return speeds / len(state)
 
 
 @compiled

@@ -144,6 +144,7 @@ class _Objective:
         self._registration = Registration(target)
         self._aim_at(target)
         self._last: tuple[Tensor, Tensor] | None = None  # image and its gradient
+        self._faces: tuple[Int32, Tensor] | None = None
 
     @property
     def last_loss(self) -> float:
@@ -198,8 +199,8 @@ class _Objective:
 
     def gradient(self, vertices: Float32, faces: Int32) -> Float32:
         """The loss's gradient with respect to the vertices, [N, 3]."""
-        positions, triangles = _tensors(vertices, faces, self._wanted.device)
-        positions.requires_grad_()
+        positions = torch.from_numpy(vertices).to(self._wanted.device).requires_grad_()
+        triangles = self._triangles(faces)
         normals = vertex_normals(positions, triangles)
         image = render_geometry(self._rasterizer, positions, triangles, normals, self._target)
         # The loss is a weighted square, so its image gradient is written down instead of traced.
@@ -208,6 +209,12 @@ class _Objective:
         push = normals.detach() * (self._loss.expansion / (3 * len(vertices)))
         gradient: Float32 = (descent - push).cpu().numpy()
         return np.ascontiguousarray(gradient)
+
+    def _triangles(self, faces: Int32) -> Tensor:
+        """The faces on the device: one tensor as long as they do not change."""
+        if self._faces is None or self._faces[0] is not faces:
+            self._faces = faces, torch.from_numpy(faces).to(self._wanted.device)
+        return self._faces[1]
 
     def _image_gradient(self, image: Tensor) -> Tensor:
         # In place and by channel: on the CPU whole-image temporaries took longer than drawing.

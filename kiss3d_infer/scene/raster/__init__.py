@@ -109,7 +109,9 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
         from kiss3d_infer.scene.raster.cpu import summed_face_normals
     else:
         from kiss3d_infer.scene.raster.reference import summed_face_normals
-    return torch.nn.functional.normalize(summed_face_normals(vertices, faces), dim=-1, eps=1e-20)
+    summed = summed_face_normals(vertices, faces)
+    # Much faster than normalize(); the constant keeps the gradient of a zero vector finite.
+    return summed * (summed.square().sum(-1, keepdim=True) + 1e-37).rsqrt()
 
 
 def warm_up() -> None:

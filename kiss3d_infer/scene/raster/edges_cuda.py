@@ -4,6 +4,7 @@ One program walks a block of pixel pairs at once, where plain torch needs some f
 every face on the way. Values and gradients are the reference's, up to the order of float sums.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,11 +28,17 @@ _BLOCK = 128
 def antialias(image: Tensor, fragments: Fragments) -> Tensor:
     """See `Rasterizer.antialias`."""
     screen = to_screen(fragments.clip, (image.shape[1], image.shape[2]))
-    faces = fragments.faces.contiguous()
-    opposite = opposite_edges(faces, screen.shape[1])
+    faces = fragments.faces
+    opposite = _opposite_edges(faces, screen.shape[1])
     crossings = find_crossings(fragments.face, fragments.depth, screen.detach(), faces, opposite)
     out: Tensor = _Blend.apply(image, screen, faces, crossings)  # type: ignore[no-untyped-call]
     return out
+
+
+@lru_cache(maxsize=1)
+def _opposite_edges(faces: Tensor, num_vertices: int) -> Tensor:
+    """Kept for the next picture of the same mesh: tensors are told apart by identity."""
+    return opposite_edges(faces, num_vertices)
 
 
 def find_crossings(
