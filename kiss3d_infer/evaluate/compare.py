@@ -45,7 +45,7 @@ class CompareOptions(Config):
     pictures: bool = True
     """PSNR and SSIM of the views; needs the extra `eval`."""
     lpips: bool = False
-    """LPIPS as well; needs torchvision, too, which downloads AlexNet's weights once."""
+    """LPIPS as well; needs torchvision and AlexNet's weights, too: see docs/metrics.md."""
     baked_light: bool = False
     """The made mesh's texture holds the studio light of its bundle: compare with the lit truth."""
 
@@ -92,7 +92,7 @@ def _require_libraries(options: CompareOptions) -> None:
     if options.view_size is None:
         return
     if options.lpips:
-        require_lpips()
+        require_lpips(options.view_size)
     if options.pictures:
         torchmetrics_images()
 

@@ -2,8 +2,8 @@
 
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -136,21 +136,68 @@ def test_a_missing_torchmetrics_names_the_extra(monkeypatch):
         picture_metrics(picture, picture)
 
 
+def test_a_torchvision_for_another_torch_is_explained(monkeypatch):
+    def broken(_name: str) -> ModuleType:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("kiss3d_infer.evaluate.images.importlib.import_module", broken)
+    picture = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(InputError, match=r"torchvision does not work here .*nms.*uninstall it"):
+        picture_metrics(picture, picture)
+
+
 def test_lpips_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     picture = torch.zeros(1, 3, 64, 64)
     with pytest.raises(InputError, match="torchvision"):
         picture_metrics(picture, picture, lpips=True)
+    with pytest.raises(InputError, match="at least 32 pixels, not 16"):
+        picture_metrics(picture[..., :16], picture[..., :16], lpips=True)
 
 
-def test_lpips_without_its_weights_says_where_they_belong(monkeypatch):
-    def offline(*_args: object, **_options: object) -> Tensor:
-        raise URLError("no network")
+@pytest.fixture
+def alexnet_weights(tmp_path, monkeypatch):
+    """Where AlexNet's weights belong; torchvision and the distance itself are stand-ins."""
 
+    def distance(*_args: object, **_options: object) -> Tensor:
+        torch.load(path, weights_only=False)  # as torchvision does
+        return torch.tensor(0.25)
+
+    path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.setattr(
-        "torchmetrics.functional.image.learned_perceptual_image_patch_similarity", offline
+        "torchmetrics.functional.image.learned_perceptual_image_patch_similarity", distance
     )
+    return path
+
+
+def test_lpips_uses_weights_that_are_there_and_downloads_none(alexnet_weights):
     picture = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(InputError, match="checkpoints"):
+    with pytest.raises(InputError, match=r"alexnet-owt-7be5be79.pth\): download https:"):
         picture_metrics(picture, picture, lpips=True)
+    torch.save({"features.0.weight": torch.ones(2)}, alexnet_weights)
+    assert picture_metrics(picture, picture, lpips=True)["lpips"] == 0.25
+
+
+class Hostile:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_weights_that_are_more_than_tensors_are_never_unpickled(alexnet_weights, tmp_path):
+    picture = torch.zeros(1, 3, 64, 64)
+    torch.save({"a": Hostile(tmp_path / "mark")}, alexnet_weights)
+    with pytest.raises(InputError, match="not AlexNet's weights"):
+        picture_metrics(picture, picture, lpips=True)
+    assert not (tmp_path / "mark").exists()
+    for damaged in (b"", b"noise", b"PK"):
+        alexnet_weights.write_bytes(damaged)
+        with pytest.raises(InputError, match="not AlexNet's weights"):
+            picture_metrics(picture, picture, lpips=True)
