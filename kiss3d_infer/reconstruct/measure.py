@@ -24,7 +24,7 @@ def agreement(mesh: Mesh, target: Target) -> dict[str, float]:
     )
     drawn, wanted = fragments.face > 0, target.alpha[..., 0] > 0.5
     normals = rasterizer.interpolate(smooth_normals(mesh).to(device), fragments)
-    result = likeness(drawn, wanted, normals, target.normals)
+    result = likeness(drawn, wanted, normals, target.normals, target.views)
     both = drawn & wanted
     texture = mesh.materials[0].texture if mesh.materials else None
     if texture is not None and mesh.uv is not None and both.any():

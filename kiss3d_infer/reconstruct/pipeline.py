@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from kiss3d_infer.scene.mesh import Mesh
 
 _COARSE_SIZE, _FINE_SIZE = 256, 512
+"""Widest views, in pixels, that the two refinements compare."""
 _DETAILED_LENGTHS = (0.05, 0.02)
+"""(first, least) edge length, world units, for a start whose details shall survive."""
 _NOTABLE_SHIFT, _NOTABLE_CONFIDENCE = 0.004, 0.6
+"""A warning is due for a view that was moved by more of its width, or counts for less."""
 _POOR_IOU, _POOR_NORMALS = 0.9, 25.0
+"""Silhouette IoU below, or normal error in degrees above, which a mesh does not fit a view."""
 _DEFAULTS = ReconstructSettings()
 
 
@@ -204,15 +208,15 @@ def _measured(
         "num_faces": float(len(faces)),
         "watertight": float(is_closed_manifold(faces, len(vertices))),
         "unseen_share": painted.unseen_share,
-        **by_view("view_shift", rough.shifts.norm(dim=1)),
-        **by_view("view_confidence", rough.confidence),
+        **by_view("view_shift", rough.shifts.norm(dim=1), target.views),
+        **by_view("view_confidence", rough.confidence, target.views),
     }
 
 
 def _doubts(target: "Target", measurements: dict[str, float]) -> tuple[str, ...]:
     """Sentences about views that are not of the object the others show."""
     doubts = []
-    for view, azimuth in enumerate(target.cameras.azimuths):
+    for view, azimuth in zip(target.views, target.cameras.azimuths, strict=True):
         shift = measurements[f"view_shift/{view}"]
         confidence = measurements[f"view_confidence/{view}"]
         name = f"view {view} (azimuth {azimuth:g})"

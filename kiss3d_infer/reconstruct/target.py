@@ -30,6 +30,7 @@ class Target:
         rgb: [V, S, S, 3] sRGB; beyond the object, the colour of its nearest pixel.
         normals: [V, S, S, 3] world-space unit normals times alpha.
         alpha: [V, S, S, 1] coverage in [0, 1].
+        views: which of the bundle's views they are, from 0.
         confidence: [V] in (0, 1], how much each view counts; on the CPU.
         warnings: sentences about views that had to be left out.
     """
@@ -38,6 +39,7 @@ class Target:
     rgb: Tensor
     normals: Tensor
     alpha: Tensor
+    views: tuple[int, ...]
     confidence: Tensor
     warnings: tuple[str, ...] = ()
 
@@ -81,7 +83,8 @@ class Target:
             bundle.layout.fov,
         )
         alpha = alpha[shown].permute(0, 2, 3, 1).contiguous()
-        return cls(cameras, rgb, normals * alpha, alpha, torch.ones(len(shown)), warnings)
+        confidence = torch.ones(len(shown))
+        return cls(cameras, rgb, normals * alpha, alpha, tuple(shown), confidence, warnings)
 
     def resized(self, size: int) -> "Target":
         """The same views, shrunk by averaging over areas; normals stay unit times alpha."""

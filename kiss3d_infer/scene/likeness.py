@@ -1,5 +1,7 @@
 """How alike two objects look from the same cameras: silhouettes and normals."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,11 @@ _WORST_ANGLE = 180.0
 
 
 def likeness(
-    made: Tensor, truth: Tensor, made_normals: Tensor, true_normals: Tensor
+    made: Tensor,
+    truth: Tensor,
+    made_normals: Tensor,
+    true_normals: Tensor,
+    views: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Compare what V cameras see of two objects.
 
@@ -16,6 +22,7 @@ def likeness(
         truth: [V, H, W] bool, where the second does.
         made_normals: [V, H, W, 3] of any length, in the frame of the others.
         true_normals: [V, H, W, 3].
+        views: the numbers by which the views are named; None counts from 0.
 
     Returns:
         `silhouette_iou`: intersection over union of the coverage; `normal_error`: mean angle in
@@ -30,12 +37,14 @@ def likeness(
     errors = torch.where(shared > 0, angles.sum((1, 2)) / shared.clamp(min=1), _WORST_ANGLE)
     errors = torch.where(either > 0, errors, 0.0)
     result = {"silhouette_iou": float(ious.mean()), "normal_error": float(errors.mean())}
-    return result | by_view("silhouette_iou", ious) | by_view("normal_error", errors)
+    views = range(len(made)) if views is None else views
+    result |= by_view("silhouette_iou", ious, views)
+    return result | by_view("normal_error", errors, views)
 
 
-def by_view(name: str, values: Tensor) -> dict[str, float]:
+def by_view(name: str, values: Tensor, views: Sequence[int]) -> dict[str, float]:
     """One figure of each view [V], as `<name>/<view>`."""
-    return {f"{name}/{view}": value for view, value in enumerate(values.tolist())}
+    return {f"{name}/{view}": value for view, value in zip(views, values.tolist(), strict=True)}
 
 
 def _degrees_between(first: Tensor, second: Tensor) -> Tensor:

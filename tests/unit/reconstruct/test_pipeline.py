@@ -95,7 +95,10 @@ def test_an_empty_view_is_survived_with_a_warning(bundle):
     image[:, :, 64:128] = 1
     result = reconstruct(Bundle(image), QUICK)
     assert result.measurements["watertight"] == 1
-    assert "azimuth 90" in result.warnings[0]
+    assert "view 1 (azimuth 90)" in result.warnings[0]
+    for name in ("silhouette_iou", "normal_error", "view_shift", "view_confidence"):
+        views = [key for key in result.measurements if key.startswith(f"{name}/")]
+        assert views == [f"{name}/0", f"{name}/2", f"{name}/3"]
 
 
 def test_soft_noisy_bundles_are_survived(bundle):
