@@ -4,7 +4,7 @@ import numpy as np
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate.points import Float64
-from kiss3d_infer.reconstruct.topology import Bool, Int32, compiled
+from kiss3d_infer.reconstruct.topology import Bool, Int32, compiled, directed_edges
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import weld
 
@@ -40,8 +40,7 @@ def _closed(mesh: Mesh, name: str) -> tuple[Float64, Int32]:
     """Vertices and faces, welded; as many faces run along each edge one way as the other."""
     vertices, index = weld(mesh.vertices)
     faces = index[mesh.faces.long()].int().numpy()
-    halfedges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    start, end = halfedges.astype(np.int64).T
+    start, end = directed_edges(faces)
     forward, backward = np.sort(start * len(vertices) + end), np.sort(end * len(vertices) + start)
     if len(faces) == 0 or not np.array_equal(forward, backward):
         raise InputError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kiss3d_infer.reconstruct.remesh import remesh
-from kiss3d_infer.reconstruct.topology import Float32, Int32, compiled
+from kiss3d_infer.reconstruct.topology import Float32, Int32, compiled, neighbour_means
 
 # Columns of a vertex's state row; the remesher averages all of them.
 _POSITION, _FIRST_MOMENTUM = slice(0, 3), 3
@@ -142,21 +142,3 @@ def _move(state: Float32, rate: float, stillness: float) -> float:
         state[vertex, _SPEED] = math.sqrt(squared)
         speeds += state[vertex, _SPEED]
     return speeds / len(state)
-
-
-@compiled
-def neighbour_means(vertices: Float32, faces: Int32) -> Float32:
-    """Mean position of each vertex's neighbours on a closed mesh, [N, 3]."""
-    sums = np.zeros(vertices.shape, np.float32)
-    counts = np.zeros(vertices.shape[0], np.float32)
-    for face in range(faces.shape[0]):
-        for corner in range(3):
-            # On a closed mesh every edge leaves its vertex in exactly one face.
-            vertex, neighbour = faces[face, corner], faces[face, (corner + 1) % 3]
-            for k in range(3):
-                sums[vertex, k] += vertices[neighbour, k]
-            counts[vertex] += 1
-    for vertex in range(vertices.shape[0]):
-        for k in range(3):
-            sums[vertex, k] /= max(counts[vertex], np.float32(1))
-    return sums

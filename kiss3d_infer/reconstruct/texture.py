@@ -13,7 +13,7 @@ from kiss3d_infer.reconstruct.atlas import Atlas, unwrap
 from kiss3d_infer.reconstruct.projection import Projector
 from kiss3d_infer.reconstruct.spread import spread
 from kiss3d_infer.reconstruct.target import Target
-from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.topology import Float32, Int32, directed_edges
 from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.raster import rasterizer_for, vertex_normals
 
@@ -97,7 +97,7 @@ def fill_unseen(vertices: Float32, faces: Int32, colors: Float32, weights: Float
     seen = weights > _UNSEEN
     if not seen.any():
         return np.full(colors.shape, 0.8, np.float32)
-    start, end = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    start, end = directed_edges(faces)
     pull = 1 / (np.linalg.norm(vertices[start] - vertices[end], axis=1).astype(np.float64) + 1e-6)
     count = len(vertices)
     # On a closed mesh the directed edges of the faces are symmetric, and so is the sum.

@@ -1,4 +1,4 @@
-"""Incidence tables of a triangle mesh, as compiled kernels.
+"""What is next to what on a triangle mesh: incidence tables and means, most of them compiled.
 
 Edge k of a face is the one opposite its corner k, so it joins the corners k + 1 and k + 2.
 """
@@ -95,12 +95,34 @@ def edge_table(faces: Int32, num_vertices: int) -> tuple[Int32, Int32, Int32, In
     return edges[:count], face_edges, edge_faces[:count], num_faces[:count]
 
 
+@compiled
+def neighbour_means(vertices: Float32, faces: Int32) -> Float32:
+    """Mean position of each vertex's neighbours on a closed mesh, [N, 3]."""
+    sums = np.zeros(vertices.shape, np.float32)
+    counts = np.zeros(vertices.shape[0], np.float32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            # On a closed mesh every edge leaves its vertex in exactly one face.
+            vertex, neighbour = faces[face, corner], faces[face, (corner + 1) % 3]
+            for k in range(3):
+                sums[vertex, k] += vertices[neighbour, k]
+            counts[vertex] += 1
+    for vertex in range(vertices.shape[0]):
+        for k in range(3):
+            sums[vertex, k] /= max(counts[vertex], np.float32(1))
+    return sums
+
+
+def directed_edges(faces: Int32) -> Int64:
+    """The sides of all faces in the direction in which the faces run: start and end, [2, 3 F]."""
+    sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges: Int64 = sides.T.astype(np.int64)
+    return edges
+
+
 def is_closed_manifold(faces: Int32, num_vertices: int) -> bool:
     """Whether two oppositely wound faces meet at every edge."""
-    halfedges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(
-        np.int64
-    )
-    forward = np.sort(halfedges[:, 0] * num_vertices + halfedges[:, 1])
-    backward = np.sort(halfedges[:, 1] * num_vertices + halfedges[:, 0])
+    start, end = directed_edges(faces)
+    forward, backward = np.sort(start * num_vertices + end), np.sort(end * num_vertices + start)
     once_each = bool(np.all(forward[1:] != forward[:-1]))
     return len(faces) > 0 and once_each and bool(np.array_equal(forward, backward))

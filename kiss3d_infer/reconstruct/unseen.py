@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from kiss3d_infer.reconstruct.target import Target
-from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.topology import Float32, Int32, directed_edges
 from kiss3d_infer.scene.raster import rasterizer_for
 
 _SIZE = 512
@@ -36,7 +36,7 @@ def with_film(vertices: Float32, faces: Int32, target: Target) -> Float32:
     free = np.flatnonzero(~seen)
     if len(free) == 0 or not seen.any():
         return vertices
-    start, end = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    start, end = directed_edges(faces)
     size = len(vertices)
     joined = sparse.coo_matrix((np.ones(len(start)), (start, end)), shape=(size, size)).tocsr()
     degree = np.asarray(joined.sum(1)).ravel()

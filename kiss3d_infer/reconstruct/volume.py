@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kiss3d_infer.reconstruct.optimizer import neighbour_means
-from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.topology import Float32, Int32, neighbour_means
 from kiss3d_infer.scene.camera import Cameras
 
 _TAUBIN_SHRINK, _TAUBIN_GROW = 0.5, -0.53

@@ -2,9 +2,14 @@ import numpy as np
 import pytest
 import trimesh
 
-from kiss3d_infer.reconstruct.optimizer import DescentSettings, MeshDescent, neighbour_means
+from kiss3d_infer.reconstruct.optimizer import DescentSettings, MeshDescent
 from kiss3d_infer.reconstruct.remesh import remesh
-from kiss3d_infer.reconstruct.topology import edge_table, incident_faces, is_closed_manifold
+from kiss3d_infer.reconstruct.topology import (
+    edge_table,
+    incident_faces,
+    is_closed_manifold,
+    neighbour_means,
+)
 
 
 def torus():
