@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from kiss3d_infer.reconstruct.spread import spread
+from kiss3d_infer.reconstruct.texture import at_texels
 from kiss3d_infer.reconstruct.topology import Float32, Int32, Int64, compiled, incident_faces
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import smooth_normals
-from kiss3d_infer.scene.raster import rasterizer_for, vertex_normals
+from kiss3d_infer.scene.raster import vertex_normals
 from kiss3d_infer.scene.tangents import vertex_tangents
 
 _NUM_ALTERNATIVES = 16
@@ -39,14 +40,9 @@ def normal_map(mesh: Mesh, vertices: Float32, faces: Int32, size: int) -> Tensor
     """
     if mesh.uv is None:
         raise ValueError("a mesh without texture coordinates has no texels")
-    clip = pad(mesh.uv * 2 - 1, (0, 2))  # z = 0
-    clip[:, 3] = 1
-    rasterizer = rasterizer_for("cpu")
-    fragments = rasterizer.rasterize(clip[None], mesh.faces, (size, size))
-    covered = fragments.face[0] > 0
     attributes = torch.cat([mesh.vertices, smooth_normals(mesh), vertex_tangents(mesh)], 1)
-    at_texels = rasterizer.interpolate(attributes, fragments)[0][covered]
-    points, normals, tangents, handed = torch.split(at_texels, [3, 3, 3, 1], 1)
+    covered, values = at_texels(attributes, mesh.uv, mesh.faces, size)
+    points, normals, tangents, handed = torch.split(values, [3, 3, 3, 1], 1)
     normals = normalize(normals, dim=1)
     dense = _nearest_normals(points, normals, vertices, faces)
     texels = torch.tensor([0.5, 0.5, 1.0]).repeat(size, size, 1)

@@ -114,6 +114,28 @@ def fill_unseen(vertices: Float32, faces: Int32, colors: Float32, weights: Float
     return colors_everywhere
 
 
+def at_texels(attributes: Tensor, uv: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Interpolate vertex attributes at the surface points that the texels of an atlas show.
+
+    Args:
+        attributes: [M, C] of the atlas vertices; their device does the work.
+        uv: [M, 2] in [0, 1], v up.
+        faces: [F, 3].
+        size: side of the texture in texels.
+
+    Returns:
+        Which texels lie in a chart, [size, size] with row 0 at the top, and the values there,
+        [P, C].
+    """
+    device = attributes.device
+    clip = functional.pad(uv * 2 - 1, (0, 2)).to(device)  # z = 0
+    clip[:, 3] = 1
+    rasterizer = rasterizer_for(device)
+    fragments = rasterizer.rasterize(clip[None], faces.to(device), (size, size))
+    covered = fragments.face[0] > 0
+    return covered, rasterizer.interpolate(attributes, fragments)[0][covered]
+
+
 def _bake(
     projector: Projector, atlas: Atlas, attributes: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
@@ -129,15 +151,11 @@ def _bake(
         The texture [size, size, 3], row 0 at the top, and the texels' weights as in `Painted`.
     """
     device = attributes.device
-    flat = torch.cat([atlas.uv * 2 - 1, torch.zeros(len(atlas.uv), 1)], 1)
-    clip = functional.pad(flat, (0, 1), value=1.0)[None].to(device)
-    rasterizer = rasterizer_for(device)
-    fragments = rasterizer.rasterize(clip, atlas.faces.to(device), (size, size))
-    covered = fragments.face[0] > 0
-    at_texels = rasterizer.interpolate(attributes[atlas.source.to(device)], fragments)[0][covered]
-    positions, normals, fallback = torch.split(at_texels, 3, dim=1)
+    laid_out = attributes[atlas.source.to(device)]
+    covered, values = at_texels(laid_out, atlas.uv, atlas.faces, size)
+    positions, normals, fallback = torch.split(values, 3, dim=1)
     painted, weights = [], []
-    for chunk in torch.split(torch.arange(len(at_texels), device=device), _CHUNK):
+    for chunk in torch.split(torch.arange(len(values), device=device), _CHUNK):
         normal = functional.normalize(normals[chunk], dim=1)
         color, weight = projector.values_at(positions[chunk], normal)
         trust = (weight / _CONFIDENT).clamp(max=1)
