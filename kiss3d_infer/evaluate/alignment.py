@@ -9,13 +9,14 @@ from scipy.spatial import cKDTree
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate.geometry import chamfer_mean
-from kiss3d_infer.evaluate.points import Float64, SurfacePoints
+from kiss3d_infer.evaluate.points import SurfacePoints
+from kiss3d_infer.reconstruct.topology import Float64
 from kiss3d_infer.scene.mesh import Mesh
 
 Normalization = Literal["none", "cube"]
 Alignment = Literal["none", "yaw", "icp"]
 
-NUM_YAWS = 24
+_NUM_YAWS = 24
 _NUM_POINTS = 4096  # enough to find a pose
 _ICP_ROUNDS, _ICP_PROGRESS = 50, 1e-7
 
@@ -91,7 +92,7 @@ def aligning(
         return chamfer_mean(few @ matrix[:3, :3].T + matrix[:3, 3], tree)
 
     candidates = []
-    for yaw in np.arange(NUM_YAWS) * 360 / NUM_YAWS:
+    for yaw in np.arange(_NUM_YAWS) * 360 / _NUM_YAWS:
         turn = turning(yaw)
         matrix = normalizing(vertices @ turn[:3, :3].T, normalization) @ turn
         candidates.append((distance(matrix), float(yaw), matrix))

@@ -18,8 +18,9 @@ from kiss3d_infer.evaluate.images import (
     torchmetrics_images,
     view_metrics,
 )
-from kiss3d_infer.evaluate.points import Float64, SurfacePoints, sample_points
+from kiss3d_infer.evaluate.points import SurfacePoints, sample_points
 from kiss3d_infer.evaluate.solid import volume_iou
+from kiss3d_infer.reconstruct.topology import Float64
 from kiss3d_infer.scene.mesh import Mesh
 
 

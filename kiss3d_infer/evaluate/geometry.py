@@ -3,9 +3,10 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kiss3d_infer.evaluate.points import Float64, SurfacePoints
+from kiss3d_infer.evaluate.points import SurfacePoints
+from kiss3d_infer.reconstruct.topology import Float64
 
-F_SCORE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2)
+_F_SCORE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2)
 """World units; 0.1 is Kiss3DGen's (arXiv 2503.01370, section 4.3)."""
 
 
@@ -30,7 +31,7 @@ def point_metrics(made: SurfacePoints, truth: SurfacePoints) -> dict[str, float]
         "chamfer_squared": (there[0] ** 2).mean() + (back[0] ** 2).mean(),
         "normal_consistency": (there[1].mean() + back[1].mean()) / 2,
     }
-    for threshold in F_SCORE_THRESHOLDS:
+    for threshold in _F_SCORE_THRESHOLDS:
         precision, recall = (there[0] < threshold).mean(), (back[0] < threshold).mean()
         result[f"precision/{threshold}"] = precision
         result[f"recall/{threshold}"] = recall

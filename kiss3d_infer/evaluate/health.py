@@ -13,7 +13,7 @@ from kiss3d_infer.reconstruct.volume import signed_volumes
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import weld
 
-DEBRIS_AREA_SHARE = 0.002
+_DEBRIS_AREA_SHARE = 0.002
 _NO_HEIGHT = 1e-7  # of the mesh's extent: what float32 can just tell from 0
 _NO_VOLUME = 1e-6  # of area^1.5: a closed sheet without thickness faces neither in nor out
 
@@ -52,7 +52,7 @@ def mesh_health(mesh: Mesh) -> dict[str, float]:
         "num_faces": len(corners),
         "num_vertices": len(mesh.vertices),
         "num_components": len(area),
-        "num_debris": np.count_nonzero(area < DEBRIS_AREA_SHARE * area.sum()),
+        "num_debris": np.count_nonzero(area < _DEBRIS_AREA_SHARE * area.sum()),
         "num_inverted": np.count_nonzero(is_closed & (volume < -_NO_VOLUME * area**1.5)),
         "num_duplicate_faces": len(faces) - len(np.unique(np.sort(faces, axis=1), axis=0)),
         "num_degenerate_faces": np.count_nonzero(collapsed)

@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.reconstruct.topology import Float64
 from kiss3d_infer.scene.camera import Cameras, all_around
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.raster import rasterizer_for
-
-Float64 = NDArray[np.float64]
 
 _NUM_DIRECTIONS = 48
 _BATCH = 8  # views drawn at once: more would only take memory

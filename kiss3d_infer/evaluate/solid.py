@@ -3,8 +3,7 @@
 import numpy as np
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.evaluate.points import Float64
-from kiss3d_infer.reconstruct.topology import Bool, Int32, compiled, directed_edges
+from kiss3d_infer.reconstruct.topology import Bool, Float64, Int32, compiled, directed_edges
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.normals import weld
 

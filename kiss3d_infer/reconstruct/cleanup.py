@@ -9,10 +9,12 @@ from kiss3d_infer.reconstruct.topology import Float32, Int32, is_closed_manifold
 from kiss3d_infer.reconstruct.volume import signed_volumes
 
 _LEAST_AREA_SHARE = 0.002
+"""Of the whole area, below which a component is debris."""
 _FIRST_TOLERANCE, _LAST_TOLERANCE = 1e-4, 0.05
 """World units by which simplification may move the surface."""
 _TOLERANCE_GROWTH = 1.3
 _HAIR = 1e-4
+"""World units between two vertices that shared a place."""
 
 
 def clean(vertices: Float32, faces: Int32, num_faces: int) -> tuple[Float32, Int32]:
@@ -21,7 +23,7 @@ def clean(vertices: Float32, faces: Int32, num_faces: int) -> tuple[Float32, Int
     Args:
         vertices: [N, 3] world units.
         faces: [F, 3] closed and outward.
-        num_faces: the budget; exceeded only if the shape would move by more than 0.05.
+        num_faces: the budget, see `simplified`.
 
     Returns:
         Closed, outward vertices and faces.
@@ -55,7 +57,14 @@ def without_debris(vertices: Float32, faces: Int32) -> tuple[Float32, Int32]:
 
 
 def simplified(vertices: Float32, faces: Int32, num_faces: int) -> tuple[Float32, Int32]:
-    """Collapse edges within a growing tolerance until the budget is met; the mesh stays closed."""
+    """Collapse edges within a growing tolerance until the budget is met; the mesh stays closed.
+
+    Args:
+        vertices: [N, 3] world units.
+        faces: [F, 3] closed and outward.
+        num_faces: the budget; exceeded if the shape would move by more than 0.05, or if manifold3d
+            does not take the mesh: then it comes back as it is.
+    """
     import manifold3d
 
     solid = manifold3d.Manifold(

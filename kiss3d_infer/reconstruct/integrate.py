@@ -8,16 +8,11 @@ over the pixel graph's edges, each iteration is one weighted graph Laplacian.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.special import expit
 
-from kiss3d_infer.reconstruct.topology import compiled
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from kiss3d_infer.reconstruct.topology import Bool, Float64, Int64, compiled
 
 _LEAST_FACING = 0.08
 """Grazing normals count as turned to the viewer by this much."""
@@ -34,11 +29,11 @@ class _PixelGraph:
         ends: per axis (right, down), pixel numbers [2, E] from the earlier to the later pixel.
     """
 
-    mask: Bools
-    ends: tuple[Ints, Ints]
+    mask: Bool
+    ends: tuple[Int64, Int64]
 
     @classmethod
-    def of(cls, mask: Bools) -> "_PixelGraph":
+    def of(cls, mask: Bool) -> "_PixelGraph":
         number = np.full(mask.shape, -1, np.int64)
         number[mask] = np.arange(int(mask.sum()))
         right = np.stack([number[:, :-1].ravel(), number[:, 1:].ravel()])
@@ -50,7 +45,7 @@ class _PixelGraph:
         return int(self.mask.sum())
 
 
-def perspective_normals(normals: Floats, focal: float) -> Floats:
+def perspective_normals(normals: Float64, focal: float) -> Float64:
     """Turn camera normals into those of the log-depth surface -f log(depth), which is orthographic.
 
     With that unknown, perspective integration has the orthographic form if the normal's z becomes
@@ -69,8 +64,8 @@ def perspective_normals(normals: Floats, focal: float) -> Floats:
 
 
 def integrate_normals(
-    normals: Floats, mask: Bools, *, sharpness: float = 2.0, max_iterations: int = 15
-) -> tuple[Floats, Ints]:
+    normals: Float64, mask: Bool, *, sharpness: float = 2.0, max_iterations: int = 15
+) -> tuple[Float64, Int64]:
     """Integrate a normal map and cut it where the depth jumps.
 
     Args:
@@ -98,11 +93,11 @@ def integrate_normals(
 
 def _solve(
     graph: _PixelGraph,
-    facing: Floats,
-    slopes: tuple[Floats, Floats],
+    facing: Float64,
+    slopes: tuple[Float64, Float64],
     sharpness: float,
     max_iterations: int,
-) -> Floats:
+) -> Float64:
     """Minimise sum over edge ends p of w_p (facing_p (z_q - z_p) - slope_p)^2, reweighting w."""
     size = graph.num_pixels
     starts, ends = np.concatenate(graph.ends, axis=1)
@@ -134,11 +129,11 @@ def _solve(
 
 @compiled
 def relax(
-    starts: Ints,
-    ends: Ints,
-    conductances: Floats,
-    drops: Floats,
-    surface: Floats,
+    starts: Int64,
+    ends: Int64,
+    conductances: Float64,
+    drops: Float64,
+    surface: Float64,
     shift: float = 1e-5,
     tolerance: float = 1e-4,
     max_iterations: int = 400,
@@ -185,7 +180,7 @@ def relax(
 
 @compiled
 def _apply(
-    starts: Ints, ends: Ints, conductances: Floats, shift: float, values: Floats, out: Floats
+    starts: Int64, ends: Int64, conductances: Float64, shift: float, values: Float64, out: Float64
 ) -> None:
     out[:] = shift * values
     for e in range(len(starts)):
@@ -196,11 +191,11 @@ def _apply(
 
 def _segment(
     graph: _PixelGraph,
-    surface: Floats,
-    facing: Floats,
-    slopes: tuple[Floats, Floats],
+    surface: Float64,
+    facing: Float64,
+    slopes: tuple[Float64, Float64],
     tolerance: float = 3.0,
-) -> Ints:
+) -> Int64:
     """Label the pixels connected by jumps that the normals at both ends explain, in pixels."""
     joined = []
     for (start, end), slope in zip(graph.ends, slopes, strict=True):
@@ -212,5 +207,5 @@ def _segment(
     start, end = np.concatenate(joined, axis=1)
     size = graph.num_pixels
     adjacency = sparse.coo_matrix((np.ones(len(start)), (start, end)), shape=(size, size))
-    labels: Ints = csgraph.connected_components(adjacency, directed=False)[1].astype(np.int64)
+    labels: Int64 = csgraph.connected_components(adjacency, directed=False)[1].astype(np.int64)
     return labels

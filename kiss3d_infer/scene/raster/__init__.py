@@ -27,7 +27,7 @@ class Fragments:
 
     face: Tensor  # [V, H, W] int32: 0 = background, else index of the face + 1
     depth: (
-        Tensor  # [V, H, W] float32: clip z/w of the nearest surface, 1 (the far plane) = background
+        Tensor  # [V, H, W] float32: clip z/w of the nearest surface; background = 1, the far plane
     )
     clip: Tensor  # [V, N, 4] float32: the vertices in clip space, y up
     faces: Tensor  # [F, 3] int32

@@ -34,9 +34,8 @@ class CudaRasterizer:
         """See `Rasterizer.rasterize`."""
         if clip.device not in self._contexts:
             self._contexts[clip.device] = self._nvdiffrast.RasterizeCudaContext(device=clip.device)
-        flipped = clip * clip.new_tensor(
-            [1.0, -1.0, 1.0, 1.0]
-        )  # its row 0 is the bottom, ours the top
+        # Its row 0 is the bottom, ours the top.
+        flipped = clip * clip.new_tensor([1.0, -1.0, 1.0, 1.0])
         faces = faces.to(torch.int32).contiguous()
         raster, _ = self._nvdiffrast.rasterize(
             self._contexts[clip.device], flipped.contiguous(), faces, resolution, grad_db=False

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 F = TypeVar("F", bound=Callable[..., Any])
 
-MIN_W = 1e-8
+_MIN_W = 1e-8
 
 # No "nnan" and "ninf": vertices behind the camera are marked with NaN.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -36,7 +36,7 @@ def project(clip: Floats, height: int, width: int, screen: Floats) -> None:
     """Clip space to pixels; NaN behind the camera."""
     for i in range(clip.shape[0]):
         w = clip[i, 3]
-        if w > MIN_W:
+        if w > _MIN_W:
             screen[i, 0] = (clip[i, 0] / w + 1.0) * 0.5 * width
             screen[i, 1] = (1.0 - clip[i, 1] / w) * 0.5 * height
             screen[i, 2] = clip[i, 2] / w

@@ -16,9 +16,7 @@ def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
     """
     height, width, channels = texture.shape
     planes = texture.permute(2, 0, 1).unsqueeze(0)  # [1, C, h, w]
-    padded = torch.nn.functional.pad(
-        planes, (1, 1, 1, 1), mode="circular"
-    )  # the wrap-around neighbours
+    padded = torch.nn.functional.pad(planes, (1, 1, 1, 1), mode="circular")
     wrapped = uv - uv.floor()
     x = (wrapped[..., 0] * width + 1) / (width + 2) * 2 - 1
     y = ((1 - wrapped[..., 1]) * height + 1) / (height + 2) * 2 - 1
