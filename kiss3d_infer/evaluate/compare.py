@@ -66,7 +66,8 @@ def compare(made: Mesh, truth: Mesh, options: CompareOptions = PAPER_PROTOCOL) -
         `health/<name>`.
 
     Raises:
-        InputError: a mesh has no surface, or a library that the options call for is missing.
+        InputError: a mesh has no surface, a library that the options call for is missing, or LPIPS
+            is asked for without views.
     """
     _require_libraries(options)
     subject = _Subject.of(made, options, (options.seed, 0))
@@ -91,6 +92,8 @@ def compare(made: Mesh, truth: Mesh, options: CompareOptions = PAPER_PROTOCOL) -
 def _require_libraries(options: CompareOptions) -> None:
     """Fail before the work rather than after it."""
     if options.view_size is None:
+        if options.lpips:
+            raise InputError("LPIPS compares views", where="view_size", fix="give their size")
         return
     if options.lpips:
         require_lpips(options.view_size)

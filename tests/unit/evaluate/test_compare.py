@@ -131,6 +131,12 @@ def test_geometry_needs_no_extra(monkeypatch):
     assert "silhouette_iou" in compare(as_mesh(box()), as_mesh(box()), options)
 
 
+def test_lpips_without_views_is_refused_instead_of_left_out():
+    mesh = as_mesh(ball())
+    with pytest.raises(InputError, match=r"LPIPS compares views \(view_size\): give"):
+        compare(mesh, mesh, CompareOptions(view_size=None, lpips=True))
+
+
 def test_an_empty_mesh_is_refused():
     nothing = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int32))
     for made, truth in ((nothing, as_mesh(box())), (as_mesh(box()), nothing)):
