@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
-from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.topology import Bool, Float32, Float64, Int32, Int64
 from kiss3d_infer.scene.raster import rasterizer_for
 
 _AXES = np.array([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], float)
@@ -73,8 +72,8 @@ def unwrap(vertices: Float32, faces: Int32, size: int) -> Atlas:
 def _packed(
     vertices: Float32,
     faces: Int32,
-    labels: NDArray[np.int64],
-    layers: NDArray[np.int64],
+    labels: Int64,
+    layers: Int64,
     size: int,
 ) -> Atlas:
     """Let xatlas pack the connected regions of equal axis and layer, seen along the axis."""
@@ -105,9 +104,7 @@ def _packed(
     return Atlas(*(torch.from_numpy(t) for t in (np.concatenate(source), atlas_faces, uv)))
 
 
-def _hidden_faces(
-    vertices: Float32, atlas: Atlas, labels: NDArray[np.int64], size: int
-) -> NDArray[np.bool_]:
+def _hidden_faces(vertices: Float32, atlas: Atlas, labels: Int64, size: int) -> Bool:
     """Faces [F] that lie behind others of their own chart: a region may fold over itself."""
     corners = atlas.faces.long()
     places = atlas.uv[corners] * 2 - 1  # [F, 3, 2]
@@ -124,7 +121,7 @@ def _hidden_faces(
     return hidden
 
 
-def axis_labels(vertices: Float32, faces: Int32) -> NDArray[np.int64]:
+def axis_labels(vertices: Float32, faces: Int32) -> Int64:
     """Which of six axes each face is laid flat along [F]: one it faces, in large regions.
 
     Args:
@@ -138,7 +135,7 @@ def axis_labels(vertices: Float32, faces: Int32) -> NDArray[np.int64]:
     # A face without area lies along any axis.
     allowed = (facing >= _LEAST_COSINE) | (np.abs(facing).max(1, keepdims=True) < _LEAST_COSINE)
     neighbours = _neighbours(faces, len(vertices))
-    labels: NDArray[np.int64] = facing.argmax(1)
+    labels: Int64 = facing.argmax(1)
     for _ in range(_SMOOTHING_PASSES):
         votes = neighbours @ _one_hot(labels) / 3 + _OWN_SAY * facing
         labels = np.where(allowed, votes, -np.inf).argmax(1)
@@ -153,7 +150,7 @@ def axis_labels(vertices: Float32, faces: Int32) -> NDArray[np.int64]:
     return labels
 
 
-def _one_hot(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def _one_hot(labels: Int64) -> Float64:
     return np.eye(len(_AXES))[labels]
 
 
@@ -168,7 +165,7 @@ def _neighbours(faces: Int32, num_vertices: int) -> sparse.csr_matrix:
     return sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
 
 
-def _region_sizes(labels: NDArray[np.int64], neighbours: sparse.csr_matrix) -> NDArray[np.int64]:
+def _region_sizes(labels: Int64, neighbours: sparse.csr_matrix) -> Int64:
     """Faces in the connected region of equal labels around each face [F]."""
     pairs = neighbours.tocoo()
     same = labels[pairs.row] == labels[pairs.col]
@@ -177,5 +174,5 @@ def _region_sizes(labels: NDArray[np.int64], neighbours: sparse.csr_matrix) -> N
         shape=pairs.shape,
     )
     regions = csgraph.connected_components(joined, directed=False)[1]
-    sizes: NDArray[np.int64] = np.bincount(regions)[regions]
+    sizes: Int64 = np.bincount(regions)[regions]
     return sizes

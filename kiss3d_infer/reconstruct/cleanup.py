@@ -1,11 +1,10 @@
 """From an optimised mesh to a light, watertight one without debris."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from kiss3d_infer.reconstruct.topology import Float32, Int32, is_closed_manifold
+from kiss3d_infer.reconstruct.topology import Float32, Int32, Int64, is_closed_manifold
 from kiss3d_infer.reconstruct.volume import signed_volumes
 
 _LEAST_AREA_SHARE = 0.002
@@ -112,7 +111,7 @@ def without_contacts(vertices: Float32, faces: Int32) -> Float32:
     return vertices
 
 
-def _components(faces: Int32, num_vertices: int) -> NDArray[np.int64]:
+def _components(faces: Int32, num_vertices: int) -> Int64:
     """Label [F] of the connected component of each face."""
     start, end = np.concatenate([faces[:, :2], faces[:, 1:]]).T
     joined = sparse.coo_matrix(

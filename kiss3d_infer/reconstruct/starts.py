@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from kiss3d_infer.reconstruct.integrate import integrate_normals, perspective_normals
 from kiss3d_infer.reconstruct.settings import StartName
 from kiss3d_infer.reconstruct.slices import inside_silhouettes, nearest_depths
 from kiss3d_infer.reconstruct.target import Target
-from kiss3d_infer.reconstruct.topology import Float32, Int32
+from kiss3d_infer.reconstruct.topology import Bool, Float32, Float64, Int32, Int64
 from kiss3d_infer.reconstruct.volume import (
     Grid,
     hull_grid,
@@ -157,11 +156,11 @@ class _HullAndDepth:
     def _segment_depths(
         self,
         view: int,
-        shape: NDArray[np.float64],
+        shape: Float64,
         rays: Float32,
-        labels: NDArray[np.int64],
-        rows: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+        labels: Int64,
+        rows: Int64,
+    ) -> Float64:
         """Absolute median depth of each segment [K], nan where no depth is consistent.
 
         Under a near-horizontal camera a row of pixels sees a horizontal slice, whose front must
@@ -198,7 +197,7 @@ class _HullAndDepth:
         return self._cameras.world_to_clip.numpy()[other], distances[other], limit
 
 
-def _spread_depth(mask: NDArray[np.bool_], depth: Float32) -> Float32:
+def _spread_depth(mask: Bool, depth: Float32) -> Float32:
     """Depths of the masked pixels as an image that carves nothing where they are unknown."""
     image = np.full(mask.shape, np.nan, np.float32)
     image[mask] = depth
@@ -211,7 +210,7 @@ def _spread_depth(mask: NDArray[np.bool_], depth: Float32) -> Float32:
     return spread
 
 
-def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
+def _weighted_median(values: Float64, weights: Int64) -> float:
     order = np.argsort(-values)
     total = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(total, 0.5 * total[-1])])
