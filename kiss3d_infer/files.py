@@ -14,6 +14,7 @@ from kiss3d_infer.errors import InputError
 LOCK_NAME = ".lock"
 """Left in a folder that a job has worked in; it means nothing once the job has ended."""
 _CHUNK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_NAME = 200
 """Bytes; file systems allow 255, and the name aside is longer."""
 
@@ -26,7 +27,7 @@ def writing(path: Path) -> Iterator[Path]:
     a file. The temporary name keeps the suffix, because many writers choose the format by it.
 
     Raises:
-        InputError: the folder cannot be created or written.
+        InputError: the folder cannot be created or written, or the disk is full.
     """
     folder = writable_folder(path.parent)
     aside = folder / f".{path.stem}.{os.getpid()}.{os.urandom(3).hex()}.partial{path.suffix}"
@@ -35,6 +36,14 @@ def writing(path: Path) -> Iterator[Path]:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise InputError(
+            f"the file cannot be written: {error.strerror}",
+            where=path,
+            fix="free some space, then run the same again",
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import time
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from kiss3d_infer import __version__
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import locked, sha256_of, writing
+from kiss3d_infer.files import locked, writing
 from kiss3d_infer.progress import track
-from kiss3d_train.data.captions import caption_of
+from kiss3d_train.data.rendering.record import Record
+from kiss3d_train.data.rendering.sample import (
+    DEFAULT_LIMITS,
+    RenderJob,
+    RenderLimits,
+    made_from,
+    mesh_sha256,
+    paths_of,
+    render_item,
+)
+from kiss3d_train.data.rendering.schedule import gpu_share, outcomes
 from kiss3d_train.data.sources import (
     MeshItem,
     MeshSource,
@@ -30,17 +34,19 @@ from kiss3d_train.data.sources import (
 from kiss3d_train.data.tile import check_tile
 from kiss3d_train.ray_session import ray_session, unwrapped
 
-if TYPE_CHECKING:
-    from kiss3d_infer.bundle.image import Bundle
-    from kiss3d_infer.scene.mesh import Mesh
+__all__ = [
+    "QUARANTINE_NAME",
+    "RenderJob",
+    "RenderLimits",
+    "RenderSummary",
+    "mesh_sha256",
+    "render_item",
+    "render_source",
+]
 
 QUARANTINE_NAME = "quarantine.jsonl"
 SOURCES_NAME = ".sources"
 """JSON: where the folders and libraries lie whose meshes were rendered into this one, by name."""
-_MOST_PER_GPU = 16
-"""Workers that share one; each holds some 2 GiB of its memory."""
-_GRACE_SECONDS = 30.0
-"""How long an interrupted job waits for the meshes that it had begun."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +75,6 @@ class RenderSummary:
         )
 
 
-@dataclass(frozen=True)
-class RenderJob:
-    """What a worker needs besides the item; see `render_source`."""
-
-    spec: str
-    out: Path
-    tile: int
-    layout: BundleLayout
-    device: str = "cpu"
-
-
 def render_source(
     spec: str,
     out: Path,
@@ -89,6 +84,7 @@ def render_source(
     limit: int | None = None,
     num_workers: int | None = None,
     device: str = "cpu",
+    limits: RenderLimits = DEFAULT_LIMITS,
 ) -> RenderSummary:
     """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
 
@@ -107,6 +103,7 @@ def render_source(
         num_workers: meshes rendered at a time, one CPU each; None = every CPU Ray has.
         device: "cpu", or "cuda": the workers share Ray's GPUs, and the bytes may differ slightly
             from the CPU's and from one run to the next.
+        limits: of each mesh; one that goes beyond them is quarantined.
 
     Raises:
         InputError: no such source, another tile size, `out` cannot be written, another job works
@@ -119,7 +116,7 @@ def render_source(
     items = source.items()
     _require_different_keys(items)
     with locked(out):
-        job = RenderJob(absolute_spec(spec), out.resolve(), tile, layout, device)
+        job = RenderJob(absolute_spec(spec), out.resolve(), tile, layout, device, limits)
         _claim_name(job)
         for left_by_a_kill in job.out.glob(".*.partial.*"):
             left_by_a_kill.unlink(missing_ok=True)
@@ -136,9 +133,9 @@ def _render_missing(
         if missing:
             with ray_session(num_workers or 1) as resources, unwrapped():
                 workers = num_workers or int(resources["CPU"])
-                share = _gpu_share(job.device, resources, workers)
-                with closing(_outcomes(job, missing, workers, share)) as outcomes:
-                    for key, record in track(outcomes, "rendering", len(missing)):
+                share = gpu_share(job.device, resources, workers)
+                with closing(outcomes(job, missing, workers, share)) as ended:
+                    for key, record in track(ended, "rendering", len(missing)):
                         quarantine.note(key, record)
     finally:
         quarantine.save()
@@ -188,31 +185,14 @@ def _claim_name(job: RenderJob) -> None:
 
 def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
     """Whether the sample exists, made from this very mesh with the job's settings."""
-    picture, description = _paths(job, item)
+    picture, description = paths_of(job, item)
     try:
         meta = json.loads(description.read_bytes())
-        made_from = _made_from(job, source, item)
+        made = made_from(job, source, item)
     except (OSError, ValueError, InputError):
         return False
-    is_same = isinstance(meta, dict) and made_from.items() <= meta.items()
+    is_same = isinstance(meta, dict) and made.items() <= meta.items()
     return is_same and picture.is_file()
-
-
-def _made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, Any]:
-    """All that a sample depends on, as its description records it."""
-    return {
-        "fingerprint": source.fingerprint(item),
-        "tile": job.tile,
-        "layout": job.layout.model_dump(mode="json"),
-    }
-
-
-def _paths(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
-    return job.out / f"{item.key}.bundle.png", job.out / f"{item.key}.json"
-
-
-Record = dict[str, Any]
-"""A line of the quarantine."""
 
 
 class _Quarantine:
@@ -240,140 +220,3 @@ class _Quarantine:
         ]
         with writing(self.path) as aside:
             aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------- over Ray
-
-
-def _gpu_share(device: str, resources: Mapping[str, float], workers: int) -> float:
-    """What of a GPU each worker gets: one alone would mostly wait for its own CPU."""
-    if device == "cpu":
-        return 0.0
-    num_gpus = int(resources.get("GPU", 0))
-    if num_gpus == 0:
-        raise InputError("Ray has no GPU to render on", where="--device", fix="use --device cpu")
-    return 1 / min(math.ceil(workers / num_gpus), _MOST_PER_GPU)
-
-
-def _outcomes(
-    job: RenderJob, items: Sequence[MeshItem], workers: int, gpu_share: float = 0.0
-) -> Generator[tuple[str, Record | None]]:
-    """Each item's key and, if it failed, its record, in the order in which they end.
-
-    A mesh whose worker died is tried once more; one that took too much memory is not.
-    """
-    import ray
-    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
-
-    # With retries of its own, Ray would repeat without end what its memory monitor has killed.
-    task = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0)(render_item)
-    running: dict[Any, MeshItem] = {}
-    waiting, crashed = deque(items), set[str]()
-    try:
-        while waiting or running:
-            # One more than there are workers, so that none waits for the driver.
-            while waiting and len(running) < workers + 1:
-                item = waiting.popleft()
-                running[task.remote(job, item)] = item
-            (reference, *_), _ = ray.wait(list(running))
-            item = running.pop(reference)
-            try:
-                yield item.key, ray.get(reference)
-            except (WorkerCrashedError, OutOfMemoryError) as error:
-                if isinstance(error, WorkerCrashedError) and item.key not in crashed:
-                    crashed.add(item.key)
-                    waiting.append(item)
-                    continue
-                reason = f"the worker process died: {type(error).__name__}"
-                yield item.key, _record(item, reason)
-    finally:
-        # Interrupted: what is being rendered becomes whole. Not ray.cancel: a task that ends while
-        # it is cancelled makes Ray 2.60 abort this process ("complete task that was not pending").
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=_GRACE_SECONDS)
-
-
-def _record(item: MeshItem, reason: str) -> Record:
-    return {"key": item.key, "reason": reason, "source": item.source, "locator": item.locator}
-
-
-_source = lru_cache(maxsize=2)(open_source)
-
-
-def render_item(job: RenderJob, item: MeshItem) -> Record | None:
-    """Render one mesh and write its sample.
-
-    Returns:
-        None, or a record of the quarantine if the mesh is at fault.
-
-    Raises:
-        InputError: the sample cannot be written.
-    """
-    source: MeshSource = _source(job.spec)
-    # From here on no description vouches for an older sample, even if the mesh is now at fault.
-    _paths(job, item)[1].unlink(missing_ok=True)
-    try:
-        made_from = _made_from(job, source, item)
-        item = source.describe(item)
-        mesh, bundle, measurements = _rendered(source.load(item), job)
-    except InputError as error:
-        return _record(item, error.what)
-    except Exception as error:
-        return _record(item, f"{type(error).__name__}: {error}"[:500])
-    _write_sample(job, item, mesh, bundle, made_from | {"measurements": measurements})
-    return None
-
-
-def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
-    from kiss3d_infer.bundle.masks import normal_masks
-    from kiss3d_infer.bundle.validate import validate
-    from kiss3d_infer.scene.framing import framed
-    from kiss3d_infer.scene.render import render_bundle
-
-    mesh = framed(loaded, job.layout.cameras)
-    bundle = render_bundle(mesh, job.layout, job.tile, device=job.device)
-    if not normal_masks(bundle).any((1, 2)).all():
-        raise InputError("the mesh is flat: one of the views does not see it")
-    measurements = validate(bundle).measurements
-    return mesh, bundle, {name: round(value, 6) for name, value in measurements.items()}
-
-
-def _write_sample(
-    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, made: dict[str, Any]
-) -> None:
-    from kiss3d_infer.bundle.image import encode_image
-
-    picture, description = _paths(job, item)
-    image = encode_image(bundle, "png")
-    meta = {
-        **asdict(item),
-        "caption": caption_of(item),
-        "mesh_sha256": mesh_sha256(mesh),
-        "num_faces": len(mesh.faces),
-        "bundle_sha256": sha256_of(image),
-        **made,
-        "kiss3d_version": __version__,
-    }
-    with writing(picture) as aside:
-        aside.write_bytes(image)
-    with writing(description) as aside:
-        aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------- geometry
-
-
-def mesh_sha256(mesh: Mesh) -> str:
-    """A checksum of the mesh as rendered: geometry, colours and textures."""
-    digest = hashlib.sha256()
-    for name in ("vertices", "faces", "normals", "uv", "vertex_colors", "material_index"):
-        tensor = getattr(mesh, name)
-        if tensor is not None:
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-    for material in mesh.materials:
-        digest.update(repr(material.base_color).encode())
-        if material.texture is not None:
-            digest.update(f"texture {tuple(material.texture.shape)}".encode())
-            digest.update(material.texture.contiguous().numpy().tobytes())
-    return digest.hexdigest()

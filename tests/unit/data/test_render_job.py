@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked
 from kiss3d_infer.scene.export import save_mesh
-from kiss3d_train.data.render import RenderJob, _outcomes, render_item, render_source
+from kiss3d_train.data.render import RenderJob, render_item, render_source
+from kiss3d_train.data.rendering.schedule import outcomes
 from kiss3d_train.data.sources import MeshItem, open_source
 from kiss3d_train.data.sources.toybox import make
 
@@ -94,21 +95,23 @@ def _item(key: str) -> MeshItem:
     return MeshItem(key, key, None, "", (), "test", None, None, key)
 
 
-def test_a_crash_is_tried_once_more_and_too_much_memory_is_not(
+def test_a_mesh_whose_worker_or_node_dies_is_tried_three_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ends: dict[str, list[Any]] = {
         "good": [None],
-        "crashes once": [WorkerCrashedError(), None],
-        "crashes": [WorkerCrashedError(), WorkerCrashedError(), None],
-        "too large": [OutOfMemoryError("too much"), None],
+        "unlucky": [WorkerCrashedError(), NodeDiedError("gone"), None],
+        "crashes": [WorkerCrashedError()] * 3 + [None],
+        "too large": [OutOfMemoryError("too much")] * 3 + [None],
     }
     tries: dict[str, int] = defaultdict(int)
     options: dict[str, Any] = {}
 
     def remote(**given: Any) -> Any:
         options.update(given)
-        return lambda _: SimpleNamespace(remote=lambda job, item: (item.key, object()))
+        return lambda _: SimpleNamespace(
+            remote=lambda request: (json.loads(request)["item"]["key"], object())
+        )
 
     def get(reference: tuple[str, object]) -> None:
         key, _ = reference
@@ -120,10 +123,10 @@ def test_a_crash_is_tried_once_more_and_too_much_memory_is_not(
     monkeypatch.setattr(ray, "wait", lambda running: (running[:1], running[1:]))
     monkeypatch.setattr(ray, "get", get)
     job = RenderJob("test", Path("unused"), TILE, PUBLISHED)
-    records = dict(_outcomes(job, [_item(key) for key in ends], workers=2))
-    assert tries == {"good": 1, "crashes once": 2, "crashes": 2, "too large": 1}
+    records = dict(outcomes(job, [_item(key) for key in ends], workers=2))
+    assert tries == {"good": 1, "unlucky": 3, "crashes": 3, "too large": 3}
     assert records.keys() == ends.keys()
-    assert records["good"] is records["crashes once"] is None
+    assert records["good"] is records["unlucky"] is None
     for key, reason in (("crashes", "WorkerCrashedError"), ("too large", "OutOfMemoryError")):
         record = records[key]
         assert record is not None and reason in record["reason"]

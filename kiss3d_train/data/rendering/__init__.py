@@ -1,0 +1,1 @@
+"""The parts of the render job: one sample, the process that makes it, the workers over Ray."""

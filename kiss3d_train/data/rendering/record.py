@@ -1,0 +1,13 @@
+"""A line of the quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def record_of(item: Mapping[str, Any], reason: str) -> Record:
+    """The line for an item, given by its fields, that could not be rendered."""
+    return {"reason": reason} | {name: item[name] for name in ("key", "source", "locator")}

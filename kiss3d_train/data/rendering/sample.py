@@ -1,0 +1,151 @@
+"""One sample: a mesh of a source rendered to a bundle, and what is written about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kiss3d_infer import __version__
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import sha256_of, writing
+from kiss3d_train.data.captions import caption_of
+from kiss3d_train.data.rendering.record import Record, record_of
+from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
+
+if TYPE_CHECKING:
+    from kiss3d_infer.bundle.image import Bundle
+    from kiss3d_infer.scene.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class RenderLimits:
+    """What one mesh may take.
+
+    Attributes:
+        seconds: from its being read to its sample being written.
+        memory_gib: of the process that renders it, in main memory.
+    """
+
+    seconds: float = 300.0
+    memory_gib: float = 8.0
+
+
+DEFAULT_LIMITS = RenderLimits()
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What a worker needs besides the item; see `render_source`."""
+
+    spec: str
+    out: Path
+    tile: int
+    layout: BundleLayout
+    device: str = "cpu"
+    limits: RenderLimits = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What a process that renders is asked for."""
+
+    job: RenderJob
+    item: MeshItem
+
+
+_source = lru_cache(maxsize=2)(open_source)
+
+
+def render_item(job: RenderJob, item: MeshItem) -> Record | None:
+    """Render one mesh and write its sample.
+
+    Returns:
+        None, or a record of the quarantine if the mesh is at fault.
+
+    Raises:
+        InputError: the sample cannot be written.
+    """
+    source: MeshSource = _source(job.spec)
+    # From here on no description vouches for an older sample, even if the mesh is now at fault.
+    paths_of(job, item)[1].unlink(missing_ok=True)
+    try:
+        made = made_from(job, source, item)
+        item = source.describe(item)
+        mesh, bundle, measurements = _rendered(source.load(item), job)
+    except InputError as error:
+        return record_of(asdict(item), error.what)
+    except Exception as error:
+        return record_of(asdict(item), f"{type(error).__name__}: {error}"[:500])
+    _write_sample(job, item, mesh, bundle, made | {"measurements": measurements})
+    return None
+
+
+def made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, Any]:
+    """All that a sample depends on, as its description records it."""
+    return {
+        "fingerprint": source.fingerprint(item),
+        "tile": job.tile,
+        "layout": job.layout.model_dump(mode="json"),
+    }
+
+
+def paths_of(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
+    """A sample's picture and its description."""
+    return job.out / f"{item.key}.bundle.png", job.out / f"{item.key}.json"
+
+
+def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
+    from kiss3d_infer.bundle.masks import normal_masks
+    from kiss3d_infer.bundle.validate import validate
+    from kiss3d_infer.scene.framing import framed
+    from kiss3d_infer.scene.render import render_bundle
+
+    mesh = framed(loaded, job.layout.cameras)
+    bundle = render_bundle(mesh, job.layout, job.tile, device=job.device)
+    if not normal_masks(bundle).any((1, 2)).all():
+        raise InputError("the mesh is flat: one of the views does not see it")
+    measurements = validate(bundle).measurements
+    return mesh, bundle, {name: round(value, 6) for name, value in measurements.items()}
+
+
+def _write_sample(
+    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, made: dict[str, Any]
+) -> None:
+    from kiss3d_infer.bundle.image import encode_image
+
+    picture, description = paths_of(job, item)
+    image = encode_image(bundle, "png")
+    meta = {
+        **asdict(item),
+        "caption": caption_of(item),
+        "mesh_sha256": mesh_sha256(mesh),
+        "num_faces": len(mesh.faces),
+        "bundle_sha256": sha256_of(image),
+        **made,
+        "kiss3d_version": __version__,
+    }
+    with writing(picture) as aside:
+        aside.write_bytes(image)
+    with writing(description) as aside:
+        aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def mesh_sha256(mesh: Mesh) -> str:
+    """A checksum of the mesh as rendered: geometry, colours and textures."""
+    digest = hashlib.sha256()
+    for name in ("vertices", "faces", "normals", "uv", "vertex_colors", "material_index"):
+        tensor = getattr(mesh, name)
+        if tensor is not None:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    for material in mesh.materials:
+        digest.update(repr(material.base_color).encode())
+        if material.texture is not None:
+            digest.update(f"texture {tuple(material.texture.shape)}".encode())
+            digest.update(material.texture.contiguous().numpy().tobytes())
+    return digest.hexdigest()
