@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from pydantic import TypeAdapter
@@ -26,10 +27,10 @@ def main() -> None:
     _end_with(int(parent))
     requests: TypeAdapter[RenderRequest] = TypeAdapter(RenderRequest)
     with os.fdopen(int(descriptor), "w", encoding="utf-8") as answers:
-        _warm_up(device)
-        _say(answers, {"ready": True})
+        _say(answers, _done(_warm_up, device))
         for line in sys.stdin:
-            _say(answers, _answer(requests.validate_json(line)))
+            request = requests.validate_json(line)
+            _say(answers, _done(render_item, request.job, request.item))
 
 
 def _end_with(parent: int) -> None:
@@ -39,9 +40,9 @@ def _end_with(parent: int) -> None:
         sys.exit("the parent has ended")
 
 
-def _answer(request: RenderRequest) -> dict[str, Any]:
+def _done(work: Callable[..., Any], *arguments: object) -> dict[str, Any]:
     try:
-        return {"record": render_item(request.job, request.item)}
+        return {"done": work(*arguments)}
     except InputError as error:
         where = None if error.where is None else str(error.where)
         return {"wrong_input": {"what": error.what, "where": where, "fix": error.fix}}

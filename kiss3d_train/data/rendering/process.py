@@ -60,13 +60,25 @@ class _Died(Exception):
     """The child ended by itself."""
 
 
-_children: dict[str, RenderProcess] = {}
+_children: dict[tuple[str, str | None], RenderProcess] = {}
 
 
 def _child(device: str) -> RenderProcess:
-    if device not in _children or not _children[device].is_alive:
-        _children[device] = RenderProcess(device)
-    return _children[device]
+    key = device, os.environ.get("CUDA_VISIBLE_DEVICES")  # Ray sets it, for each task anew
+    if key not in _children or not _children[key].is_alive:
+        _children[key] = _started(device)
+    return _children[key]
+
+
+def _started(device: str) -> RenderProcess:
+    try:
+        return RenderProcess(device)
+    except _Died:
+        pass  # of something else: it has done nothing yet
+    try:
+        return RenderProcess(device)
+    except (_Died, _TooMuch) as error:
+        raise RuntimeError(f"the process that renders does not start: {error}") from error
 
 
 class RenderProcess:
@@ -83,10 +95,7 @@ class RenderProcess:
         )
         os.close(answers)
         self._unread = b""
-        try:
-            self._answer(_START_SECONDS, float("inf"))
-        except _TooMuch as error:
-            raise RuntimeError(f"the render process does not start: {error}") from error
+        self._answer(_START_SECONDS, float("inf"))
 
     @property
     def is_alive(self) -> bool:
@@ -106,12 +115,7 @@ class RenderProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             self._raise_died()
-        answer = self._answer(seconds, memory_gib)
-        if wrong := answer.get("wrong_input"):
-            raise InputError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
-        if failure := answer.get("failure"):
-            raise RuntimeError(failure)
-        record: Record | None = answer["record"]
+        record: Record | None = self._answer(seconds, memory_gib)
         return record
 
     def close(self) -> None:
@@ -119,7 +123,7 @@ class RenderProcess:
         self._process.kill()
         self._process.wait()
 
-    def _answer(self, seconds: float, memory_gib: float) -> dict[str, Any]:
+    def _answer(self, seconds: float, memory_gib: float) -> Any:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             if select.select([self._answers], [], [], _LOOK_SECONDS)[0]:
@@ -134,8 +138,12 @@ class RenderProcess:
                 self.close()
                 raise _TooMuch(f"it took more than {memory_gib:g} GiB of memory")
         line, _, self._unread = self._unread.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        answer = json.loads(line)
+        if wrong := answer.get("wrong_input"):
+            raise InputError(wrong["what"], where=wrong["where"], fix=wrong["fix"])
+        if failure := answer.get("failure"):
+            raise RuntimeError(failure)
+        return answer["done"]
 
     def _memory(self) -> int:
         """Bytes that are its own: libraries, of which CUDA's are large, are shared."""
