@@ -61,14 +61,16 @@ class Resolved(Generic[M]):
         return [(key, repr(value), self.origins.get(key, "default")) for key, value in leaves]
 
 
-def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Resolved[M]:
+def load_config(model: type[M], path: Path | None, overrides: Sequence[str] = ()) -> Resolved[M]:
     """Read a YAML file, apply `a.b=value` overrides (values are YAML too), and validate.
+
+    Without a file, the overrides change the defaults.
 
     Raises:
         InputError: the file is missing or no YAML mapping, an override is malformed, or any value
             is unknown or wrong; all wrong values are reported together.
     """
-    raw = _read_mapping(path)
+    raw = {} if path is None else _read_mapping(path)
     origins = {key: str(path) for key, _ in _leaves(raw)}
     for override in overrides:
         key, value = _parse_override(override)
@@ -82,7 +84,10 @@ def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> Re
         return Resolved(model.model_validate(raw), origins)
     except ValidationError as error:
         blamed = set().union(
-            *(_givers(problem["loc"], origins) or {str(path)} for problem in error.errors())
+            *(
+                _givers(problem["loc"], origins) or {str(path or "--set")}
+                for problem in error.errors()
+            )
         )
         raise InputError(explain(error, model), where=", ".join(sorted(blamed))) from error
 

@@ -3,7 +3,7 @@
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/trai
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
 ]
+CaptionerName = Literal["metadata", "api"]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
 
@@ -117,6 +118,29 @@ def render(
     views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
     summary = render_source(source, out, tile=tile, layout=views, limit=limit, device=device)
     typer.echo(summary)
+
+
+@data.command()
+def caption(
+    rendered: Annotated[Path, typer.Argument(help="Folder left by 'data render'.")],
+    captioner: Annotated[CaptionerName, typer.Option("--with", help="Who writes.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of the captioner, a YAML file.")
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace exact captions that came with meshes, too.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+) -> None:
+    """Write captions: from names, colours and shape, or by a vision model; run again to resume."""
+    from kiss3d_train.data.captions import caption_samples, open_captioner
+
+    writer = open_captioner(captioner, rendered, config, overrides or ())
+    summary = caption_samples(rendered, writer, overwrite=overwrite, limit=limit)
+    typer.echo(summary)
+    if not summary.is_complete:
+        sys.exit("kiss3d: some samples have no caption yet; the same command goes on")
 
 
 @data.command()

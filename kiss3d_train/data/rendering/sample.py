@@ -13,7 +13,8 @@ from kiss3d_infer import __version__
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
-from kiss3d_train.data.captions import caption_of
+from kiss3d_train.data.captions.captioner import CaptionSource
+from kiss3d_train.data.captions.names import caption_of
 from kiss3d_train.data.rendering.record import Record, record_of
 from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
 
@@ -123,6 +124,7 @@ def _write_sample(
     meta = {
         **asdict(item),
         "caption": caption_of(item),
+        "caption_source": CaptionSource.of_item(item).to_json(),
         "mesh_sha256": mesh_sha256(mesh),
         "num_faces": len(mesh.faces),
         "bundle_sha256": sha256_of(image),

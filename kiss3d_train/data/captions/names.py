@@ -7,6 +7,7 @@ clause and the attributes are stored here, the prefix belongs to the prompt (`fl
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from kiss3d_train.data.sources.item import MeshItem
 
@@ -25,9 +26,18 @@ def caption_of(item: MeshItem) -> str:
     """
     if item.caption:
         return item.caption.strip()
-    name = clean_name(item.name) or "object"
-    words = set(name.split())
-    attributes = []
+    return joined(with_article(name_of(item)), attributes_of(item))
+
+
+def name_of(item: MeshItem) -> str:
+    """What the item is called, in plain words."""
+    return clean_name(item.name) or "object"
+
+
+def attributes_of(item: MeshItem) -> list[str]:
+    """What its category and tags add to its name."""
+    words = set(name_of(item).split())
+    attributes: list[str] = []
     for label in (item.category, *item.tags):
         attribute = clean_name(label)
         # A code such as "SCPTS" or the library's own name says nothing about the object.
@@ -36,7 +46,11 @@ def caption_of(item: MeshItem) -> str:
         repeats = attribute in words or attribute in attributes
         if attribute and not (is_code or is_origin or repeats or attribute == "miscellaneous"):
             attributes.append(attribute)
-    clause = _with_article(name)
+    return attributes
+
+
+def joined(clause: str, attributes: Sequence[str]) -> str:
+    """The one form of a stored caption: "clause. attribute, attribute"."""
     return f"{clause}. {', '.join(attributes)}" if attributes else clause
 
 
@@ -49,13 +63,16 @@ def clean_name(text: str) -> str:
     return " ".join(words)
 
 
+def with_article(name: str, adjectives: str = "") -> str:
+    """The name after its adjectives and "a" or "an", where it takes one."""
+    phrase = f"{adjectives} {name}".strip()
+    if _NO_ARTICLE.search(name) or name in _UNCOUNTED:
+        return phrase
+    # Spelled-out initials such as "MP3" and "SUV" begin with the sound of their first letter.
+    initials = phrase[:2].isupper()
+    vowel = phrase[0] in "AEFHILMNORSX" if initials else phrase[0].lower() in "aeiou"
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
 def _is_acronym(word: str) -> bool:
     return len(word) > 1 and sum(letter.isupper() for letter in word) > 1
-
-
-def _with_article(name: str) -> str:
-    if _NO_ARTICLE.search(name) or name in _UNCOUNTED:
-        return name
-    # Spelled-out initials such as "MP3" and "SUV" begin with the sound of their first letter.
-    vowel = name[0] in "AEFHILMNORSX" if name[:2].isupper() else name[0].lower() in "aeiou"
-    return f"{'an' if vowel else 'a'} {name}"

@@ -1,0 +1,144 @@
+"""What a captioner is given, what it answers, and how it says that it cannot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import PIL.Image
+
+from kiss3d_infer.errors import InputError
+from kiss3d_train.data.sources.item import MeshItem
+
+if TYPE_CHECKING:
+    from kiss3d_infer.bundle.image import Bundle
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """Who wrote a caption; stored beside it.
+
+    Attributes:
+        captioner: "metadata", "api", "local", or "source" where the mesh came with an exact one,
+            and "names" for the one that rendering makes of name, category and tags.
+        model: of a vision model, else the version of the rules.
+        prompt: version of what the model is asked; empty without a model.
+    """
+
+    captioner: str
+    model: str = ""
+    prompt: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """As stored under `caption_source`."""
+        return asdict(self)
+
+    @classmethod
+    def of_item(cls, item: MeshItem) -> CaptionSource:
+        """Who wrote the caption that rendering stores."""
+        return cls("source" if item.caption else "names")
+
+
+EXACT = CaptionSource("source").to_json()
+"""Of captions that came with their meshes."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rendered sample: its description, and its picture on request."""
+
+    description: Path
+    meta: dict[str, Any]
+
+    @classmethod
+    def read(cls, description: Path) -> Sample:
+        """Read `<key>.json`."""
+        return cls(description, json.loads(description.read_bytes()))
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        return self.description.stem
+
+    @property
+    def item(self) -> MeshItem:
+        """What the source said of the mesh, without a caption."""
+        texts = {name: str(self.meta.get(name) or "") for name in ("name", "category", "source")}
+        tags = tuple(str(tag) for tag in self.meta.get("tags") or ())
+        return MeshItem(
+            key=self.key, caption=None, tags=tags, licence=None, author=None, locator="", **texts
+        )
+
+    def bundle(self) -> Bundle:
+        """The picture.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        from kiss3d_infer.bundle.image import load_bundle
+
+        return load_bundle(self.description.with_suffix(".bundle.png"))
+
+
+def rgb_strip(sample: Sample) -> PIL.Image.Image:
+    """The RGB views side by side, as a vision model is shown them.
+
+    Raises:
+        BadSampleError: the picture is missing or damaged.
+    """
+    from kiss3d_infer.scene.color import to_bytes
+
+    try:
+        views = sample.bundle().rgb
+    except InputError as error:
+        raise BadSampleError(error.what) from error
+    return PIL.Image.fromarray(to_bytes(views.permute(2, 0, 3, 1).flatten(1, 2)))
+
+
+class Captioner(Protocol):
+    """Writes captions, several at a time if `num_threads` says so."""
+
+    @property
+    def source(self) -> CaptionSource:
+        """Goes beside every caption; samples that have one of the same source are done."""
+        ...
+
+    @property
+    def num_threads(self) -> int:
+        """How many samples to caption at a time."""
+        ...
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the work has taken so far, by name, e.g. tokens."""
+        ...
+
+    def caption(self, sample: Sample) -> str:
+        """The sample's caption.
+
+        Raises:
+            BadSampleError: it cannot be captioned; the reason goes into the quarantine.
+            NoAnswerError: it could not be captioned now, through no fault of its own.
+            StopCaptioningError: the job should end here.
+            InputError: the picture cannot be read, or the settings are wrong (`where` then names
+                none of the sample's files).
+        """
+        ...
+
+    def stop(self) -> None:
+        """Begin nothing more; what waits in another thread gives up."""
+        ...
+
+
+class BadSampleError(Exception):
+    """This sample gets no caption, and would get none the next time."""
+
+
+class NoAnswerError(Exception):
+    """This sample gets no caption now; a later run tries again."""
+
+
+class StopCaptioningError(Exception):
+    """No further sample can be captioned in this run."""
