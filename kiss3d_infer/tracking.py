@@ -106,7 +106,7 @@ class Tracker:
             InputError: no server answers, the run does not exist, or the address cannot be used.
         """
         uri = absolute_uri(uri)
-        _import_mlflow()
+        import_mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -127,7 +127,7 @@ class Tracker:
             uri: as `absolute_uri` gives it.
             run_id: of the run.
         """
-        _import_mlflow()
+        import_mlflow()
         return cls(uri, run_id)
 
     @property
@@ -310,7 +310,7 @@ class Tracker:
         return [point for point in points if point.step > before.get(point.key, -1)]
 
 
-def _import_mlflow() -> None:
+def import_mlflow() -> None:
     """Import MLflow with its habits changed."""
     # Its defaults hold every call to a dead server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -32,6 +32,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
 ]
 CaptionerName = Literal["metadata", "api"]
+_RUNS = "sqlite:///mlruns.db"
+TrackingUri = Annotated[
+    str, typer.Option("--tracking-uri", help="MLflow server or database; none: no MLflow run.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
 
@@ -109,14 +113,20 @@ def render(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
     from kiss3d_infer.bundle import PUBLISHED, BundleLayout
     from kiss3d_infer.config import load_config
+    from kiss3d_train.data.job_records import record_render
+    from kiss3d_train.data.job_run import job_run
     from kiss3d_train.data.render import render_source
 
     views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
-    summary = render_source(source, out, tile=tile, layout=views, limit=limit, device=device)
+    params = {"source": source, "out": out, "tile": tile, "layout": views, "limit": limit}
+    with job_run("render", tracking_uri, params) as run:
+        summary = render_source(source, out, tile=tile, layout=views, limit=limit, device=device)
+        record_render(run, summary, source)
     typer.echo(summary)
 
 
@@ -132,12 +142,19 @@ def caption(
         bool, typer.Option("--overwrite", help="Replace exact captions that came with meshes, too.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Write captions: from names, colours and shape, or by a vision model; run again to resume."""
     from kiss3d_train.data.captions import caption_samples, open_captioner
+    from kiss3d_train.data.job_records import record_captions
+    from kiss3d_train.data.job_run import job_run
 
     writer = open_captioner(captioner, rendered, config, overrides or ())
-    summary = caption_samples(rendered, writer, overwrite=overwrite, limit=limit)
+    params = {"overwrite": overwrite, "limit": limit, **writer.params}
+    with job_run("caption", tracking_uri, params, made_of=rendered) as run:
+        summary = caption_samples(rendered, writer, overwrite=overwrite, limit=limit)
+        record_captions(run, summary)
+        run.status = "FINISHED" if summary.is_complete else "KILLED"
     typer.echo(summary)
     if not summary.is_complete:
         sys.exit("kiss3d: some samples have no caption yet; the same command goes on")
@@ -147,11 +164,18 @@ def caption(
 def shard(
     rendered: Annotated[Path, typer.Argument(help="Folder left by 'data render'.")],
     out: Out,
+    tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Pack rendered bundles into WebDataset tars with an index and checksums."""
+    from kiss3d_train.data.job_records import record_shards
+    from kiss3d_train.data.job_run import job_run
     from kiss3d_train.data.shards import write_shards
 
-    typer.echo(write_shards(rendered, out))
+    params = {"rendered": rendered, "out": out}
+    with job_run("shard", tracking_uri, params, made_of=rendered) as run:
+        index = write_shards(rendered, out)
+        record_shards(run, index, rendered, out)
+    typer.echo(index)
 
 
 @data.command()
@@ -162,6 +186,7 @@ def encode(
         Path | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
     ] = None,
     device: infer.Device = "auto",
+    tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Cache VAE latents and text embeddings of a base model; training does it where it is missing.
 
@@ -171,15 +196,20 @@ def encode(
     from kiss3d_infer.devices import pick_device
     from kiss3d_train.config import latents_beside
     from kiss3d_train.data.encode import encode_shards
+    from kiss3d_train.data.job_records import record_encoding
+    from kiss3d_train.data.job_run import job_run
 
     place = pick_device(device)
-    folder = encode_shards(
-        shards,
-        base,
-        out or latents_beside(shards),
-        dtype=place.dtype,
-        use_gpu=place.name != "cpu",
-    )
+    params = {"base": base, "device": place.name, "dtype": place.dtype}
+    with job_run("encode", tracking_uri, params, made_of=shards) as run:
+        folder = encode_shards(
+            shards,
+            base,
+            out or latents_beside(shards),
+            dtype=place.dtype,
+            use_gpu=place.name != "cpu",
+        )
+        record_encoding(run, shards)
     typer.echo(folder)
 
 

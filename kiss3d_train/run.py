@@ -21,6 +21,7 @@ from kiss3d_infer.tracking import Tracker, absolute_uri
 from kiss3d_train.checkpoint import Identity
 from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards
+from kiss3d_train.data.job_run import data_run_tags
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
@@ -132,7 +133,7 @@ def _open_tracker(
         tracking.experiment,
         tracking.run_name or config.run.dir.name,
         run_id=start.tracking_run,
-        tags={"kiss3d.run_dir": str(config.run.dir)},
+        tags={"kiss3d.run_dir": str(config.run.dir)} | data_run_tags(config.data.shards),
     )
     tracker.log_params({key: value for key, value, _ in resolved.rows()})
     origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from kiss3d_infer.bundle import load_bundle, validate
 from kiss3d_infer.flux.base import create_random_base
@@ -27,6 +28,8 @@ def test_meshes_become_an_adapter_and_a_bundle_becomes_an_asset(tmp_path: Path) 
     kiss3d(
         "data", "render", "--source", "toybox:6", "--out", "rendered", "--tile", 64, cwd=tmp_path
     )
+    captions = kiss3d("data", "caption", "rendered", "--with", "metadata", cwd=tmp_path)
+    assert "0 captioned, 6 kept" in captions
     kiss3d("data", "shard", "rendered", "--out", "shards", cwd=tmp_path)
     assert "6" in kiss3d("data", "verify", "shards", cwd=tmp_path)
 
@@ -42,7 +45,12 @@ def test_meshes_become_an_adapter_and_a_bundle_becomes_an_asset(tmp_path: Path) 
     kiss3d("train", "run", recipe, *sets, cwd=tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["steps"] == 4
-    assert (tmp_path / "mlruns.db").is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    training = client.get_run(summary["run_id"])
+    made_by = []
+    while run_id := (made_by[-1] if made_by else training).data.tags.get("data.run_id"):
+        made_by.append(client.get_run(run_id))
+    assert [run.info.run_name for run in made_by] == ["shard", "caption", "render"]
 
     draw = ["--model", "base", "--lora", "run/adapter", "--tile", 64, "--steps", 2]
     kiss3d("generate", "a red chair", "-o", "drawn.png", *draw, cwd=tmp_path)

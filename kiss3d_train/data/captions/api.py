@@ -138,6 +138,11 @@ class ApiCaptioner:
         self._num_requests = 0
 
     @property
+    def params(self) -> dict[str, object]:
+        """Model, prompt and limits."""
+        return {**self.source.to_json(), **self._settings.model_dump()}
+
+    @property
     def figures(self) -> dict[str, float]:
         """Requests sent, tokens of the answers, and what they cost if the prices are known."""
         budget = self._budget

@@ -111,6 +111,11 @@ class Captioner(Protocol):
         ...
 
     @property
+    def params(self) -> dict[str, object]:
+        """Its name and settings, to be recorded; never a key."""
+        ...
+
+    @property
     def figures(self) -> dict[str, float]:
         """What the work has taken so far, by name, e.g. tokens."""
         ...

@@ -23,6 +23,11 @@ class MetadataCaptioner:
     num_threads = os.cpu_count() or 1
 
     @property
+    def params(self) -> dict[str, object]:
+        """Its name and version."""
+        return dict(self.source.to_json())
+
+    @property
     def figures(self) -> dict[str, float]:
         """Nothing is spent here."""
         return {}

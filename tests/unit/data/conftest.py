@@ -7,6 +7,7 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
+from sample_folder import copied_samples
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.scene.export import save_mesh
@@ -94,3 +95,9 @@ def hub(empty_objaverse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(urllib.request, "urlretrieve", retrieve)
     return asked
+
+
+@pytest.fixture
+def samples(rendered: Path, tmp_path: Path) -> Path:
+    """A folder of four rendered samples, none of which has an exact caption."""
+    return copied_samples(rendered, tmp_path / "samples")
