@@ -31,7 +31,7 @@ Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/trai
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
 ]
-CaptionerName = Literal["metadata", "api"]
+CaptionerName = Literal["metadata", "api", "local"]
 _RUNS = "sqlite:///mlruns.db"
 TrackingUri = Annotated[
     str, typer.Option("--tracking-uri", help="MLflow server or database; none: no MLflow run.")

@@ -34,6 +34,7 @@ _ABOUT_THE_PICTURE = re.compile(
     r"(images?|pictures?|photos?|photographs?|render(ing)?s?|views?|grid)\b(?!\s*frame)",
     re.IGNORECASE,
 )
+_WORD = re.compile(r"[^\W\d_]{2}")
 _SECOND_SENTENCE = re.compile(r"[.!?]\s+\S")
 
 _Clause = Annotated[str, StringConstraints(strip_whitespace=True, min_length=5, max_length=400)]
@@ -80,6 +81,8 @@ def checked_clause(text: str) -> str:
         raise MalformedAnswerError(f"a refusal: {clause[:200]}")
     if _ABOUT_THE_PICTURE.search(clause):
         raise MalformedAnswerError(f"about the picture, not the object: {clause[:200]}")
+    if not _WORD.search(clause) or "\N{REPLACEMENT CHARACTER}" in clause:
+        raise MalformedAnswerError(f"no words: {clause[:200]}")
     if "\n" in clause or _SECOND_SENTENCE.search(clause):
         raise MalformedAnswerError(f"more than a phrase: {clause[:200]}")
     return re.sub(r"^(A|An|The)\b", lambda article: article[0].lower(), clause)

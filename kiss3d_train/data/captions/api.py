@@ -31,11 +31,13 @@ from kiss3d_train.data.captions.captioner import (
     NoAnswerError,
     Sample,
     StopCaptioningError,
-    rgb_strip,
+    read_bundle,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from kiss3d_infer.bundle.image import Bundle
 
 _PUBLIC_URL = "https://api.openai.com/v1"
 _MAX_ANSWERS = 2
@@ -157,7 +159,7 @@ class ApiCaptioner:
 
     def caption(self, sample: Sample) -> str:
         """The sample's caption, from the cache if the question was answered before."""
-        picture = rgb_strip(sample)
+        picture = rgb_strip(read_bundle(sample))
         question = f"{PROMPT}\n{picture.size}"
         key = cache_key(picture.tobytes(), self._endpoint.model, question)
         if known := self._known(key):
@@ -256,6 +258,15 @@ class ApiCaptioner:
             raise openai.OpenAIError("interrupted")  # the only kind that is not repeated
         with self._lock:
             self._num_requests += 1
+
+
+def rgb_strip(bundle: Bundle) -> Image:
+    """The RGB views side by side, as the model is shown them."""
+    from PIL import Image
+
+    from kiss3d_infer.scene.color import to_bytes
+
+    return Image.fromarray(to_bytes(bundle.rgb.permute(2, 0, 3, 1).flatten(1, 2)))
 
 
 def _png(picture: Image) -> bytes:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import PIL.Image
-
 from kiss3d_infer.errors import InputError
 from kiss3d_train.data.sources.item import MeshItem
 
@@ -47,7 +45,7 @@ EXACT = CaptionSource("source").to_json()
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered sample: its description, and its picture on request."""
+    """A rendered sample by its description; `read_bundle` gives its picture."""
 
     description: Path
     meta: dict[str, Any]
@@ -71,30 +69,19 @@ class Sample:
             key=self.key, caption=None, tags=tags, licence=None, author=None, locator="", **texts
         )
 
-    def bundle(self) -> Bundle:
-        """The picture.
 
-        Raises:
-            InputError: it is missing or damaged.
-        """
-        from kiss3d_infer.bundle.image import load_bundle
-
-        return load_bundle(self.description.with_suffix(".bundle.png"))
-
-
-def rgb_strip(sample: Sample) -> PIL.Image.Image:
-    """The RGB views side by side, as a vision model is shown them.
+def read_bundle(sample: Sample) -> Bundle:
+    """A sample's picture.
 
     Raises:
-        BadSampleError: the picture is missing or damaged.
+        BadSampleError: it is missing or damaged.
     """
-    from kiss3d_infer.scene.color import to_bytes
+    from kiss3d_infer.bundle.image import load_bundle
 
     try:
-        views = sample.bundle().rgb
+        return load_bundle(sample.description.with_suffix(".bundle.png"))
     except InputError as error:
         raise BadSampleError(error.what) from error
-    return PIL.Image.fromarray(to_bytes(views.permute(2, 0, 3, 1).flatten(1, 2)))
 
 
 class Captioner(Protocol):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kiss3d_infer.errors import InputError
-from kiss3d_train.data.captions.captioner import BadSampleError, CaptionSource, Sample
+from kiss3d_train.data.captions.captioner import CaptionSource, Sample, read_bundle
 from kiss3d_train.data.captions.colors import ANCHORS, measured_colors
 from kiss3d_train.data.captions.names import attributes_of, joined, name_of, with_article
 from kiss3d_train.data.captions.shape import measured_shape
@@ -38,10 +37,7 @@ class MetadataCaptioner:
         Raises:
             BadSampleError: the picture cannot be read.
         """
-        try:
-            bundle = sample.bundle()
-        except InputError as error:
-            raise BadSampleError(error.what) from error
+        bundle = read_bundle(sample)
         item = sample.item
         name = name_of(item)
         words = set(name.split())

@@ -11,7 +11,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_train.data.captions.captioner import Captioner
 from kiss3d_train.data.captions.metadata import MetadataCaptioner
 
-CaptionerName = Literal["metadata", "api"]
+CaptionerName = Literal["metadata", "api", "local"]
 
 
 def open_captioner(
@@ -32,6 +32,10 @@ def open_captioner(
         if config or overrides:
             raise InputError("the metadata captioner has no settings", where="--config, --set")
         return MetadataCaptioner()
+    if name == "local":
+        from kiss3d_train.data.captions.local import LocalCaptioner, LocalSettings
+
+        return LocalCaptioner(load_config(LocalSettings, config, overrides).config)
     from kiss3d_train.data.captions.api import ApiCaptioner, ApiSettings, find_endpoint
 
     settings = load_config(ApiSettings, config, overrides).config
