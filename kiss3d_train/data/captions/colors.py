@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 ANCHORS: tuple[tuple[str, str], ...] = (
     ("red", "c81e1e"),
     ("red", "8c1414"),
+    ("red", "b42846"),
     ("orange", "f07814"),
     ("yellow", "f5d72d"),
     ("yellow", "dcaa28"),
@@ -26,6 +27,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ("light blue", "78b9e6"),
     ("blue", "1e46be"),
     ("blue", "142864"),
+    ("blue", "1c2440"),
     ("blue", "2d78d2"),
     ("purple", "7832aa"),
     ("purple", "501e6e"),

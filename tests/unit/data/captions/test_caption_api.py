@@ -2,7 +2,9 @@ import base64
 import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,17 @@ def test_the_endpoint_comes_from_the_environment() -> None:
         find_endpoint({"OPENAI_API_KEY": "k"})
     with pytest.raises(InputError, match="neither an endpoint nor a key"):
         find_endpoint({"OPENAI_MODEL": "m"})
+
+
+def test_ctrl_c_loses_no_answer_that_was_paid_for(server: ChatServer, samples: Path) -> None:
+    def interrupt_and_answer(handler: BaseHTTPRequestHandler) -> None:
+        signal.raise_signal(signal.SIGINT)
+        says(GOOD)(handler)
+
+    server.script.extend([says(GOOD), interrupt_and_answer])
+    with pytest.raises(KeyboardInterrupt):
+        ask(server, samples)
+    assert len(server.requests) == 2
+    assert ask(server, samples).is_complete
+    assert captions(samples) == [CAPTION] * NUM_SAMPLES
+    assert len(server.requests) == NUM_SAMPLES
