@@ -36,6 +36,7 @@ _RUNS = "sqlite:///mlruns.db"
 TrackingUri = Annotated[
     str, typer.Option("--tracking-uri", help="MLflow server or database; none: no MLflow run.")
 ]
+Shards = Annotated[str, typer.Argument(help="Folder or URL of shards.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
 
@@ -163,27 +164,32 @@ def caption(
 @data.command()
 def shard(
     rendered: Annotated[Path, typer.Argument(help="Folder left by 'data render'.")],
-    out: Out,
+    out: Annotated[str, typer.Option("--out", help="Folder or URL to write to.")],
+    append: Annotated[
+        bool, typer.Option("--append", help="Add new samples to the data set that is there.")
+    ] = False,
     tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Pack rendered bundles into WebDataset tars with an index and checksums."""
     from kiss3d_train.data.job_records import record_shards
     from kiss3d_train.data.job_run import job_run
-    from kiss3d_train.data.shards import write_shards
+    from kiss3d_train.data.shards import append_shards, write_shards
+    from kiss3d_train.data.storage import parse_place
 
-    params = {"rendered": rendered, "out": out}
+    place = parse_place(out)
+    params = {"rendered": rendered, "out": out, "append": append}
     with job_run("shard", tracking_uri, params, made_of=rendered) as run:
-        index = write_shards(rendered, out)
-        record_shards(run, index, rendered, out)
-    typer.echo(index)
+        made = append_shards(rendered, place) if append else write_shards(rendered, place)
+        record_shards(run, getattr(made, "index", made), rendered, place)
+    typer.echo(made)
 
 
 @data.command()
 def encode(
-    shards: Annotated[Path, typer.Argument(help="Folder left by 'data shard'.")],
+    shards: Shards,
     base: infer.Model,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
+        str | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
     ] = None,
     device: infer.Device = "auto",
     tracking_uri: TrackingUri = _RUNS,
@@ -198,24 +204,25 @@ def encode(
     from kiss3d_train.data.encode import encode_shards
     from kiss3d_train.data.job_records import record_encoding
     from kiss3d_train.data.job_run import job_run
+    from kiss3d_train.data.storage import parse_place
 
-    place = pick_device(device)
-    params = {"base": base, "device": place.name, "dtype": place.dtype}
-    with job_run("encode", tracking_uri, params, made_of=shards) as run:
+    on, place = pick_device(device), parse_place(shards)
+    params = {"base": base, "device": on.name, "dtype": on.dtype}
+    with job_run("encode", tracking_uri, params, made_of=place) as run:
         folder = encode_shards(
-            shards,
+            place,
             base,
-            out or latents_beside(shards),
-            dtype=place.dtype,
-            use_gpu=place.name != "cpu",
+            parse_place(out) if out else latents_beside(place),
+            dtype=on.dtype,
+            use_gpu=on.name != "cpu",
         )
-        record_encoding(run, shards)
+        record_encoding(run, place)
     typer.echo(folder)
 
 
 @data.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    folder: Shards,
     out: Annotated[Path, typer.Option("--out", help="Contact sheet to write, a .png file.")],
 ) -> None:
     """Print statistics of a data set and write a contact sheet."""
@@ -225,11 +232,19 @@ def inspect(
 
 
 @data.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+def verify(folder: Shards) -> None:
     """Check every checksum and image of a data set."""
     from kiss3d_train.data.shards import verify as verify_shards
 
     typer.echo(verify_shards(folder))
+
+
+@data.command()
+def repair(folder: Shards) -> None:
+    """Drop the samples of a data set that are damaged or missing, and say which and why."""
+    from kiss3d_train.data.shards import repair as repair_shards
+
+    typer.echo(repair_shards(folder))
 
 
 @train.command()

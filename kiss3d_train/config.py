@@ -3,10 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kiss3d_infer.config import Config, Integer, Number
+from kiss3d_infer.errors import InputError
+from kiss3d_train.data.storage import Place, absolute, parse_place
 
+
+def _place(value: object) -> object:
+    try:
+        return parse_place(value) if isinstance(value, str) else value
+    except InputError as error:  # told together with all else that is wrong
+        raise ValueError(f"{error.what}: {error.fix}") from error
+
+
+DataPlace = Annotated[Path | str, BeforeValidator(_place)]
 Positive = Annotated[Integer, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Sigma = Annotated[Number, Field(gt=0, lt=1)]
@@ -43,12 +54,23 @@ class BaseSection(Config):
 class DataSection(Config):
     """What is trained on."""
 
-    shards: Path
-    """Folder of WebDataset shards, as written by `kiss3d data shard`."""
-    latents: Path | None = None
-    """Folder for cached latents and text embeddings; `<shards>.latents` when not given."""
+    shards: DataPlace
+    """Folder or URL of WebDataset shards, as written by `kiss3d data shard`."""
+    latents: DataPlace | None = None
+    """Folder or URL for cached latents and text embeddings; `<shards>.latents` when not given."""
     global_batch: Positive
     """Samples per optimizer step over all workers; part of the experiment, not of the hardware."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """A sample that is missing or damaged ends the run; or another takes its place, the same for
+    any number of workers, and data/skipped_samples counts it."""
+    prefetch: Positive = 8
+    """Samples that each worker reads ahead of the step that it prepares."""
+    readers: Positive = 2
+    """Threads per worker that read them; over a network more of them hide its delay."""
+    cache: Path | None = None
+    """Folder on each machine's own disk for latents read over the network; none when not given."""
+    cache_gb: Annotated[Number, Field(gt=0)] = 50.0
+    """Size of that folder, in 10^9 bytes; what was used longest ago is dropped first."""
 
 
 class AdapterSection(Config):
@@ -197,12 +219,14 @@ class TrainConfig(Config):
         return self.data.global_batch // (self.scaling.micro_batch * self.scaling.workers)
 
     @property
-    def latents_root(self) -> Path:
-        """Folder that holds the latent caches of this data set, one per encoder."""
+    def latents_root(self) -> Place:
+        """Folder or URL that holds the latent caches of this data set, one per encoder."""
         return self.data.latents or latents_beside(self.data.shards)
 
 
-def latents_beside(shards: Path) -> Path:
+def latents_beside(shards: Place) -> Place:
     """Where the latents of a data set lie when nothing else is said."""
-    folder = shards.absolute()
-    return folder.with_name(f"{folder.name}.latents")
+    place = absolute(shards)
+    if isinstance(place, Path):
+        return place.with_name(f"{place.name}.latents")
+    return f"{place}.latents"

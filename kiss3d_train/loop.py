@@ -95,9 +95,11 @@ class Trainer:
         num = len(self._pending)
         losses = torch.stack([loss for loss, _ in self._pending])
         norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
-        summed = torch.cat([losses, norms, losses.new_tensor([float(self._stop_is_requested())])])
+        counts = (float(self._stop_is_requested()), float(self.stream.num_skipped))
+        summed = torch.cat([losses, norms, losses.new_tensor(counts)])
         dist.all_reduce(summed)
-        *values, stop = (summed / dist.get_world_size()).tolist()
+        skipped = summed[-1].item()
+        *values, stop, _ = (summed / dist.get_world_size()).tolist()
         means, grad_norms = values[:num], values[num:]
         seconds = (time.perf_counter() - self._drained_at) / num
         self._drained_at = time.perf_counter()
@@ -109,6 +111,8 @@ class Trainer:
             _require_finite(loss, norm, done)
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
+        if self.config.data.on_corrupt == "skip":
+            self.log({"data/skipped_samples": skipped}, step)
         if self.mfu_per_rate:
             self.log({"perf/mfu": rate * self.mfu_per_rate}, step)
         if self.sink:

@@ -15,6 +15,7 @@ from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import target_modules
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.storage import exists
 from kiss3d_train.data.tile import PIXELS_PER_TOKEN, check_tile
 
 ASSUMED_TILE = 512
@@ -202,7 +203,7 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     """
     config = resolved.config
     transformer = _meta_transformer(config.base.path)
-    index = load_index(config.data.shards) if config.data.shards.exists() else None
+    index = load_index(config.data.shards) if exists(config.data.shards) else None
     layout, tile = (index.layout, index.tile) if index else (PUBLISHED, ASSUMED_TILE)
     check_tile(tile, config.data.shards)
     width, height = layout.image_size(tile)

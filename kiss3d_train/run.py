@@ -25,6 +25,7 @@ from kiss3d_train.data.job_run import data_run_tags
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
+from kiss3d_train.data.storage import absolute, folder_at, name_of
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
@@ -114,7 +115,12 @@ def check_resources(scaling: ScalingSection, available: Mapping[str, float]) -> 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The recipe with paths that mean the same in a worker, which runs in another folder."""
-    data = {"shards": config.data.shards.absolute(), "latents": config.latents_root.absolute()}
+    cache = config.data.cache
+    data = {
+        "shards": absolute(config.data.shards),
+        "latents": absolute(config.latents_root),
+        "cache": None if cache is None else cache.absolute(),
+    }
     sections: dict[str, Any] = {
         "run": config.run.model_copy(update={"dir": config.run.dir.absolute()}),
         "base": config.base.model_copy(update={"path": config.base.path.absolute()}),
@@ -139,8 +145,9 @@ def _open_tracker(
     origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())
     tracker.log_text(resolved.to_yaml(), "config.yaml")
     tracker.log_text(origins, "config_origins.txt")
-    tracker.log_artifact(config.data.shards / INDEX_NAME, "data")
-    tracker.log_dataset(config.data.shards.name, index.digest, str(config.data.shards))
+    with folder_at(config.data.shards).fetched(INDEX_NAME) as path:
+        tracker.log_artifact(path, "data")
+    tracker.log_dataset(name_of(config.data.shards), index.digest, str(config.data.shards))
     return tracker
 
 

@@ -13,6 +13,8 @@ from kiss3d_train.resume import RUN_FILE
 SUMMARY_FILE = "summary.json"
 _PLACES = ("run.dir", "run.resume", "base.path", "data.shards", "data.latents")
 """May change between starts of a run: its identity vouches for what lies there."""
+_READING = ("data.prefetch", "data.readers", "data.cache", "data.cache_gb")
+"""May change too: the same samples come, only sooner or later."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _require_same_recipe(run_dir: Path, config: TrainConfig) -> None:
     differences = [
         f"{key} was {before[key]} and is now {value}"
         for key, value in values_of(config).items()
-        if key not in _PLACES and before.get(key, value) != value
+        if key not in (*_PLACES, *_READING) and before.get(key, value) != value
     ]
     if differences:
         raise InputError(

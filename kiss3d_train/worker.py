@@ -22,8 +22,10 @@ from kiss3d_train import checkpoint
 from kiss3d_train.adapter import add_adapter
 from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.cache import DiskCache
 from kiss3d_train.data.latents import open_split
 from kiss3d_train.data.shards import load_index
+from kiss3d_train.data.storage import Place
 from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine, create_engine
 from kiss3d_train.loop import Sink, Trainer
@@ -54,7 +56,7 @@ class Job:
     """
 
     config: TrainConfig
-    latents: Path
+    latents: Place
     layout: BundleLayout
     identity: Identity
     initial: Path | None
@@ -103,8 +105,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     engine = _engine(transformer, config, device)
     first_step = _restore(job, engine)
     index = load_index(config.data.shards)
-    training = open_split(job.latents, index, "train")
-    held_out = open_split(job.latents, index, "val")
+    cache = _cache(config)
+    training = open_split(job.latents, index, "train", cache)
+    held_out = open_split(job.latents, index, "val", cache)
     order = training.order(config.run.seed)
     stream = Stream(training, order, config, dist.get_rank(), dist.get_world_size())
     validation: dict[str, float] = {}
@@ -154,6 +157,11 @@ class _RunSink:
 
     def show(self, line: str) -> None:
         self._log.write(f"{line}\n")
+
+
+def _cache(config: TrainConfig) -> DiskCache | None:
+    folder = config.data.cache
+    return None if folder is None else DiskCache(folder, int(config.data.cache_gb * 1e9))
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -2,10 +2,12 @@
 
 import math
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,21 +15,23 @@ from torch import Tensor
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.flux.base import base_identity, load_base, read_config
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
 from kiss3d_infer.progress import track
 from kiss3d_train.data.latents import (
     ENCODER_FILE,
     LATENT,
-    PROMPT,
     Encoder,
     LatentShard,
     PromptPair,
-    is_encoded,
+    not_encoded,
     read_encoder,
+    read_latent_shard,
+    record_of,
     tar_of,
 )
+from kiss3d_train.data.prompts import PromptStore
 from kiss3d_train.data.shards import (
     SPLITS,
     IndexedSample,
@@ -36,7 +40,9 @@ from kiss3d_train.data.shards import (
     Split,
     decode_sample,
 )
+from kiss3d_train.data.shards.reader import read_members
 from kiss3d_train.data.shards.writer import add_sample
+from kiss3d_train.data.storage import Folder, LocalFolder, Place, absolute, folder_at
 from kiss3d_train.data.tile import check_tile
 
 if TYPE_CHECKING:
@@ -48,21 +54,24 @@ _PROCESS_BYTES = 2**30
 """Memory of an encoder's process beside its weights."""
 _DETERMINISTIC_LOGVAR = -30.0
 """AutoencoderKL's own lower bound; for an autoencoder without a posterior."""
+_STALE_SECONDS = 3600
+"""Files aside that were not written to for so long were left by a job that was killed."""
 
 
 def encode_shards(
-    shards: Path,
+    shards: Place,
     base: Path,
-    out: Path,
+    out: Place,
     *,
     dtype: str = "float32",
     use_gpu: bool = False,
     identity: str | None = None,
-) -> Path:
+) -> Place:
     """Encode every shard of a data set that is not encoded yet, over Ray.
 
     Ray is started on this machine unless it runs already. Each shard is one unit of work that
-    appears only when whole, so an interrupted job continues where it stopped.
+    appears only when whole, so an interrupted job continues where it stopped; a shard whose worker
+    died is tried once more. A prompt is embedded once for the whole cache.
 
     Args:
         shards: the data set.
@@ -84,30 +93,41 @@ def encode_shards(
     check_tile(index.tile, shards)
     encoder = describe_encoder(base, identity or base_identity(base), index.layout, dtype)
     folder = create_cache(encoder, out)
+    missing = {shard.sha256 for shard in not_encoded(folder, index.shards)}
     todo = [
         (split, number)
         for split in SPLITS
         for number, shard in enumerate(index.of(split))
-        if not is_encoded(folder, shard)
+        if shard.sha256 in missing
     ]
     if todo:
+        _remove_stale(folder_at(folder))
         _encode_over_ray(shards, base, folder, todo, use_gpu=use_gpu)
     return folder
 
 
-def create_cache(encoder: Encoder, out: Path) -> Path:
+def create_cache(encoder: Encoder, out: Place) -> Place:
     """The folder of an encoder's results below `out`, made if needed.
 
     Raises:
         InputError: it holds the work of another encoder, or cannot be written.
     """
-    folder = encoder.folder(writable_folder(out))
-    if (folder / ENCODER_FILE).exists():
-        read_encoder(folder)
+    if isinstance(out, Path):
+        writable_folder(out)
+    folder = folder_at(out).child(encoder.name)
+    if ENCODER_FILE in folder.sizes():
+        read_encoder(folder.place)
     else:
-        with writing(folder / ENCODER_FILE) as aside:
+        with folder.writing(ENCODER_FILE) as aside:
             aside.write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
-    return folder
+    return folder.place
+
+
+def _remove_stale(folder: Folder) -> None:
+    if isinstance(folder, LocalFolder):
+        for aside in folder.place.glob("**/.*.partial.*"):
+            if time.time() - aside.stat().st_mtime > _STALE_SECONDS:
+                aside.unlink(missing_ok=True)
 
 
 def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str) -> Encoder:
@@ -133,8 +153,10 @@ class ShardEncoder:
     They are loaded with the first shard: an error in a Ray actor's __init__ loses its type.
     """
 
-    def __init__(self, shards: Path, base: Path, folder: Path, device: str) -> None:
-        self._shards, self._base, self._folder, self._device = shards, base, folder, device
+    def __init__(self, shards: Place, base: Path, folder: Place, device: str) -> None:
+        self._shards, self._base, self._device = shards, base, device
+        self._folder = folder_at(folder)
+        self._prompts = PromptStore(self._folder)
 
     @cached_property
     def _reader(self) -> ShardReader:
@@ -142,7 +164,7 @@ class ShardEncoder:
 
     @cached_property
     def _pipeline(self) -> "FluxPipeline":
-        dtype = read_encoder(self._folder).dtype
+        dtype = read_encoder(self._folder.place).dtype
         pipeline = load_base(self._base, dtype=dtype, device=self._device, parts=_ENCODER_PARTS)
         if dtype != "float32":
             pipeline.vae.to(torch.float32)
@@ -155,46 +177,62 @@ class ShardEncoder:
             InputError: the base cannot be read, or a sample's bytes are damaged or hold no bundle.
         """
         shard = self._reader.index.of(split)[number]
-        tar = tar_of(self._folder, shard)
-        with writing(tar) as aside:
-            with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
-                samples, prompts = self._write(archive, shard, number)
-            size = aside.stat().st_size
-        record = LatentShard(size=size, samples=tuple(samples), prompts=prompts)
-        with writing(tar.with_suffix(".json")) as aside:
-            aside.write_text(record.model_dump_json(), encoding="utf-8")
-        return len(samples)
+        with self._reader.folder.fetched(shard.name) as path:
+            samples = self._samples(shard, path)
+            if self._has_latents(shard):
+                self._embed_missing(caption for _, _, caption in samples)
+            else:
+                self._encode_pictures(shard, samples)
+        return len(shard.samples)
 
-    def _write(
-        self, archive: tarfile.TarFile, shard: IndexedShard, number: int
-    ) -> tuple[list[IndexedSample], dict[str, IndexedSample]]:
-        layout = self._reader.index.layout
-        samples, captions = [], {_digest("", layout): ""}
-        for row, indexed in enumerate(shard.samples):
-            members = self._reader.read_at(shard.split, number, row)
+    def _has_latents(self, shard: IndexedShard) -> bool:
+        try:
+            read_latent_shard(self._folder, shard)
+        except InputError:
+            return False
+        return True
+
+    def _samples(self, shard: IndexedShard, path: Path) -> Iterator[tuple[str, Bundle, str]]:
+        """Key, bundle and caption of a shard's samples."""
+        folder = LocalFolder(path.parent)
+        for indexed in shard.samples:
+            members = read_members(folder, path.name, indexed)
             bundle, meta = decode_sample(members, where=f"{shard.name}:{indexed.key}")
-            caption = str(meta.get("caption") or "")
-            digest = _digest(caption, layout)
-            captions[digest] = caption
-            pair = PromptPair(full=digest, bare=_digest("", layout))
-            latent = encode_image(self._pipeline, bundle)
-            payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
-            samples.append(add_sample(archive, indexed.key, payload))
-        prompts = {
-            digest: add_sample(archive, digest, {PROMPT: _bytes(tensors)})
-            for digest, tensors in self._embed(captions)
-        }
-        return samples, prompts
+            yield indexed.key, bundle, str(meta.get("caption") or "")
 
-    def _embed(self, captions: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        digests = list(captions)
-        for first in range(0, len(digests), _CAPTIONS_PER_PASS):
-            some = digests[first : first + _CAPTIONS_PER_PASS]
+    def _encode_pictures(
+        self, shard: IndexedShard, samples: Iterator[tuple[str, Bundle, str]]
+    ) -> None:
+        layout = self._reader.index.layout
+        bare, captions = _digest("", layout), {""}
+        indexed: list[IndexedSample] = []
+        with self._folder.writing(tar_of(shard)) as aside:
+            with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for key, bundle, caption in samples:
+                    captions.add(caption)
+                    pair = PromptPair(full=_digest(caption, layout), bare=bare)
+                    latent = encode_image(self._pipeline, bundle)
+                    payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
+                    indexed.append(add_sample(tar, key, payload))
+            size = aside.stat().st_size
+        digests = self._embed_missing(captions)
+        record = LatentShard(size=size, samples=tuple(indexed), prompts=tuple(sorted(digests)))
+        with self._folder.writing(record_of(shard)) as aside:
+            aside.write_text(record.model_dump_json(), encoding="utf-8")
+
+    def _embed_missing(self, captions: Iterable[str]) -> set[str]:
+        """Embed the captions that the cache lacks, and the empty one; returns all their digests."""
+        layout = self._reader.index.layout
+        by_digest = {_digest(caption, layout): caption for caption in {"", *captions}}
+        missing = sorted(digest for digest in by_digest if not self._prompts.has(digest))
+        for first in range(0, len(missing), _CAPTIONS_PER_PASS):
+            some = missing[first : first + _CAPTIONS_PER_PASS]
             states, pooled = encode_captions(
-                self._pipeline, [captions[digest] for digest in some], self._reader.index.layout
+                self._pipeline, [by_digest[digest] for digest in some], layout
             )
             for digest, state, vector in zip(some, states, pooled, strict=True):
-                yield digest, {"states": state.cpu(), "pooled": vector.cpu()}
+                self._prompts.write(digest, {"states": state.cpu(), "pooled": vector.cpu()})
+        return set(by_digest)
 
 
 @torch.no_grad()
@@ -216,15 +254,14 @@ def encode_image(pipeline: "FluxPipeline", bundle: Bundle) -> dict[str, Tensor]:
 
 
 def _encode_over_ray(
-    shards: Path,
+    shards: Place,
     base: Path,
-    folder: Path,
+    folder: Place,
     todo: Sequence[tuple[Split, int]],
     *,
     use_gpu: bool,
 ) -> None:
     import ray
-    from ray.util import ActorPool
 
     from kiss3d_train.ray_session import ray_session, unwrapped
 
@@ -233,15 +270,45 @@ def _encode_over_ray(
         actor = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="SPREAD")(
             ShardEncoder
         )
-        actors = [
-            actor.remote(shards.absolute(), base.absolute(), folder.absolute(), device)
-            for _ in range(min(len(todo), num_encoders(base, resources, use_gpu)))
-        ]
-        pool = ActorPool(actors)
-        results = pool.map_unordered(lambda worker, place: worker.encode.remote(*place), todo)
+
+        def create() -> Any:
+            return actor.remote(absolute(shards), base.absolute(), absolute(folder), device)
+
+        num_workers = min(len(todo), num_encoders(base, resources, use_gpu))
+        results = _encoded_by(create, num_workers, todo)
         for _ in track(results, "encoding shards", total=len(todo)):
             pass
-        for worker in actors:
+
+
+def _encoded_by(
+    create: Callable[[], Any], num_workers: int, todo: Sequence[tuple[Split, int]]
+) -> Iterator[int]:
+    """Samples of each shard, in the order in which they end. One that kills two workers ends it."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    waiting, crashes = deque(todo), Counter[tuple[Split, int]]()
+    idle = [create() for _ in range(num_workers)]
+    running: dict[Any, tuple[Any, tuple[Split, int]]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                worker, place = idle.pop(), waiting.popleft()
+                running[worker.encode.remote(*place)] = (worker, place)
+            (reference, *_), _ = ray.wait(list(running))
+            worker, place = running.pop(reference)
+            try:
+                yield ray.get(reference)
+            except RayActorError as error:
+                crashes[place] += 1
+                if crashes[place] > 1:
+                    name = f"{place[0]} shard {place[1]}"
+                    raise RuntimeError(f"the process that encodes {name} died twice") from error
+                waiting.append(place)
+                worker = create()
+            idle.append(worker)
+    finally:
+        for worker in (*idle, *(busy for busy, _ in running.values())):
             ray.kill(worker)  # frees its memory now, not when Ray gets to it
 
 

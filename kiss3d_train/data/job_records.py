@@ -14,6 +14,7 @@ from kiss3d_train.data.job_run import JobRun
 from kiss3d_train.data.order import Permutation
 from kiss3d_train.data.render import QUARANTINE_NAME, RenderSummary
 from kiss3d_train.data.shards import SPLITS, ShardIndex, load_index
+from kiss3d_train.data.storage import Place, name_of
 
 _NUM_PICTURES = 12
 SHEET_NAME = "contact_sheet.png"
@@ -48,26 +49,26 @@ def record_captions(run: JobRun, summary: CaptionSummary) -> None:
     run.made(summary.folder)
 
 
-def record_shards(run: JobRun, index: ShardIndex, rendered: Path, out: Path) -> None:
+def record_shards(run: JobRun, index: ShardIndex, rendered: Path, out: Place) -> None:
     """Tell of a shard job: counts and the data set."""
 
     def record(tracker: Tracker, _: Path) -> None:
         counts: dict[str, float] = {split: sum(index.counts(split)) for split in SPLITS}
         counts |= {"shards": len(index.shards), "bytes": sum(s.size for s in index.shards)}
         _log_counts(tracker, counts)
-        tracker.log_dataset(out.name, index.digest, str(rendered), "sharded")
+        tracker.log_dataset(name_of(out), index.digest, str(rendered), "sharded")
 
     run.at_end(record)
     run.made(out)
 
 
-def record_encoding(run: JobRun, shards: Path) -> None:
+def record_encoding(run: JobRun, shards: Place) -> None:
     """Tell of an encode job: which data set was encoded."""
 
     def record(tracker: Tracker, _: Path) -> None:
         index = load_index(shards)
         _log_counts(tracker, {split: sum(index.counts(split)) for split in SPLITS})
-        tracker.log_dataset(shards.name, index.digest, str(shards), "encoded")
+        tracker.log_dataset(name_of(shards), index.digest, str(shards), "encoded")
 
     run.at_end(record)
 

@@ -18,8 +18,8 @@ from types import FrameType
 
 from kiss3d_infer import __version__
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
 from kiss3d_infer.tracking import RunStatus, Tracker, absolute_uri, import_mlflow
+from kiss3d_train.data.storage import Place, exists, folder_at
 
 EXPERIMENT = "kiss3d-data"
 NOT_TRACKED = "none"
@@ -47,7 +47,7 @@ class JobRun:
         """Have something told at the job's end, however it ends; what fails is only reported."""
         self._records.append(record)
 
-    def made(self, folder: Path) -> None:
+    def made(self, folder: Place) -> None:
         """Leave the run's id in a folder, for `data_run_tags` of the jobs that work on it."""
         self.at_end(lambda tracker, _: _leave_id(folder, tracker.run_id))
 
@@ -64,7 +64,7 @@ class JobRun:
 
 @contextmanager
 def job_run(
-    job: str, uri: str, params: Mapping[str, object], *, made_of: Path | None = None
+    job: str, uri: str, params: Mapping[str, object], *, made_of: Place | None = None
 ) -> Iterator[JobRun]:
     """Track a job for the length of a block.
 
@@ -97,10 +97,10 @@ def job_run(
             run.tell(tracker)
 
 
-def data_run_tags(folder: Path) -> dict[str, str]:
+def data_run_tags(folder: Place) -> dict[str, str]:
     """The tag that links a run to the one that made a folder; empty if none is known."""
     try:
-        return {DATA_RUN_TAG: str(json.loads((folder / TRACKING_NAME).read_bytes())["run_id"])}
+        return {DATA_RUN_TAG: str(json.loads(folder_at(folder).read(TRACKING_NAME))["run_id"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -154,10 +154,10 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _leave_id(folder: Path, run_id: str) -> None:
-    if not folder.is_dir():
-        return  # `writing` would make it
-    with writing(folder / TRACKING_NAME) as aside:
+def _leave_id(folder: Place, run_id: str) -> None:
+    if not exists(folder):
+        return  # writing would make it
+    with folder_at(folder).writing(TRACKING_NAME) as aside:
         aside.write_text(json.dumps({"run_id": run_id}), encoding="utf-8")
 
 

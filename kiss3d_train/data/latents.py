@@ -4,19 +4,18 @@
         encoder.json            what encoded: base, precision, latent scale, layout
         <shard>.tar             one per shard of the data set, named by that shard's SHA-256
         <shard>.json            its index; written last, so its presence means complete
+        prompts/<digest>.safetensors   one per distinct prompt: states, pooled, their checksum
 
-A tar holds `<key>.latent.safetensors` (mean, logvar of the scaled posterior, float16), `<key>.json`
-(which prompts) and each distinct prompt once, `<digest>.prompt.safetensors` (states, pooled).
-Names follow contents: a shard with the same bytes is encoded once, whichever data sets hold it; one
-that gained or lost a sample is another shard, and is encoded whole.
+A tar holds `<key>.latent.safetensors` (mean, logvar of the scaled posterior, float16) and
+`<key>.json` (which prompts). Names follow contents: a shard with the same bytes is encoded once,
+whichever data sets hold it, and so is a prompt; a shard that gained or lost a sample is another
+shard, and its pictures are encoded again.
 """
 
 import json
-import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
 import torch
 from pydantic import ValidationError
@@ -26,20 +25,25 @@ from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.config import Config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
+from kiss3d_train.data.cache import DiskCache, read_checked
 from kiss3d_train.data.order import SampleOrder
+from kiss3d_train.data.prompts import PromptStore
 from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex, Split
+from kiss3d_train.data.shards.reader import is_sound
+from kiss3d_train.data.storage import Folder, LocalFolder, Place, folder_at, name_of
 from kiss3d_train.data.stream import OrderFn, Sample
 
 ENCODER_FILE = "encoder.json"
-LATENT, PROMPT = "latent.safetensors", "prompt.safetensors"
+LATENT = "latent.safetensors"
 _ENCODE_AGAIN = "delete this file and run `kiss3d data encode`, which makes what is missing"
-_OPEN_SHARDS = 16
+_REQUESTS = 16
+"""Indices of shards that are asked for at a time."""
 
 
 class Encoder(Config):
     """What turned bundles and captions into numbers."""
 
-    version: int = 1
+    version: int = 2
     """Of this module's format and arithmetic."""
     base: str
     """Identity of the base model (`base_identity`)."""
@@ -56,9 +60,10 @@ class Encoder(Config):
         """SHA-256 over all of it."""
         return sha256_of(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
 
-    def folder(self, root: Path) -> Path:
-        """Where this encoder's results lie below the cache's root."""
-        return root / self.identity[:16]
+    @property
+    def name(self) -> str:
+        """Of the folder of this encoder's results in the cache."""
+        return self.identity[:16]
 
 
 class LatentShard(Config):
@@ -67,7 +72,8 @@ class LatentShard(Config):
     size: int
     """Bytes of the tar."""
     samples: tuple[IndexedSample, ...]
-    prompts: dict[str, IndexedSample]
+    prompts: tuple[str, ...]
+    """Digests of the prompts that the samples need."""
 
 
 class PromptPair(Config):
@@ -77,78 +83,104 @@ class PromptPair(Config):
     bare: str
 
 
-def tar_of(folder: Path, shard: IndexedShard) -> Path:
-    """Where the encoded form of a shard lies."""
-    return folder / f"{shard.sha256[:32]}.tar"
+def tar_of(shard: IndexedShard) -> str:
+    """The name of the encoded form of a shard."""
+    return f"{shard.sha256[:32]}.tar"
 
 
-def is_encoded(folder: Path, shard: IndexedShard) -> bool:
-    """Whether the encoded form of a shard is complete."""
-    try:
-        read_latent_shard(folder, shard)
-    except InputError:
-        return False
-    return True
+def record_of(shard: IndexedShard) -> str:
+    """The name of its index."""
+    return f"{shard.sha256[:32]}.json"
 
 
-def read_latent_shard(folder: Path, shard: IndexedShard) -> LatentShard:
+def not_encoded(place: Place, shards: Sequence[IndexedShard]) -> list[IndexedShard]:
+    """Those shards whose encoded form, their prompts included, is not complete."""
+    folder = folder_at(place)
+    prompts = PromptStore(folder).digests()
+
+    def is_missing(shard: IndexedShard) -> bool:
+        try:
+            record = read_latent_shard(folder, shard)
+        except InputError:
+            return True
+        return not prompts.issuperset(record.prompts)
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        missing = pool.map(is_missing, shards)
+        return [shard for shard, absent in zip(shards, missing, strict=True) if absent]
+
+
+def read_latent_shard(folder: Folder, shard: IndexedShard) -> LatentShard:
     """The index of an encoded shard.
 
     Raises:
         InputError: it is missing, unreadable, or its tar has another size.
     """
-    tar = tar_of(folder, shard)
+    tar = tar_of(shard)
+    where = f"{folder.place}/{tar}"
     try:
-        record = LatentShard.model_validate_json(tar.with_suffix(".json").read_bytes())
-        size = tar.stat().st_size
+        record = LatentShard.model_validate_json(folder.read(record_of(shard)))
+        size = folder.size(tar)
     except (OSError, ValidationError) as error:
         raise InputError(
             f"the encoded form of {shard.name} is missing or unreadable",
-            where=tar,
+            where=where,
             fix="run `kiss3d data encode`, which makes what is missing",
         ) from error
     if size != record.size:
         raise InputError(
-            f"the tar is {size} bytes long, not {record.size}", where=tar, fix=_ENCODE_AGAIN
+            f"the tar is {size} bytes long, not {record.size}", where=where, fix=_ENCODE_AGAIN
         )
     return record
 
 
-def read_encoder(folder: Path) -> Encoder:
+def read_encoder(place: Place) -> Encoder:
     """What made a cache.
 
     Raises:
         InputError: the folder is none, or holds the work of another encoder than its name says.
     """
-    path = folder / ENCODER_FILE
     try:
-        encoder = Encoder.model_validate_json(path.read_bytes())
+        encoder = Encoder.model_validate_json(folder_at(place).read(ENCODER_FILE))
     except (OSError, ValidationError) as error:
         raise InputError(
-            "this is no cache of latents", where=folder, fix="run `kiss3d data encode`"
+            "this is no cache of latents", where=place, fix="run `kiss3d data encode`"
         ) from error
-    if encoder.folder(folder.parent) != folder:
+    if encoder.name != name_of(place):
         raise InputError(
-            f"these latents come from another encoder ({encoder.identity[:16]})",
-            where=folder,
+            f"these latents come from another encoder ({encoder.name})",
+            where=place,
             fix="delete the folder and encode again",
         )
     return encoder
 
 
 class LatentSplit:
-    """The encoded samples of a split by index, in the order of its shards.
+    """The encoded samples of a split by index, in the order of its shards. Threads may share it.
+
+    Args:
+        place: of one encoder's results.
+        shards: of the split.
+        cache: for what is read over the network; not used for a folder of this machine.
 
     Raises:
         InputError: a shard is not encoded.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[IndexedShard]) -> None:
-        self._tars = [tar_of(folder, shard) for shard in shards]
-        self._indices = [read_latent_shard(folder, shard) for shard in shards]
+    def __init__(
+        self, place: Place, shards: Sequence[IndexedShard], cache: DiskCache | None = None
+    ) -> None:
+        self._folder = folder_at(place)
+        self._cache = None if isinstance(self._folder, LocalFolder) else cache
+        self._prompts = PromptStore(self._folder, self._cache)
+        self._tars = [tar_of(shard) for shard in shards]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            self._indices = list(
+                pool.map(lambda shard: read_latent_shard(self._folder, shard), shards)
+            )
         self._counts = tuple(len(shard.samples) for shard in shards)
         self._rows = [(s, r) for s, count in enumerate(self._counts) for r in range(count)]
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._bare: dict[str, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,16 +197,15 @@ class LatentSplit:
         """The sample at a row of a shard.
 
         Raises:
-            InputError: its bytes are not those that were indexed.
+            DamageError: its bytes are missing, or not those that were indexed.
         """
-        index = self._indices[shard]
-        members = self._members(shard, index.samples[row])
+        members = self._members(self._tars[shard], self._indices[shard].samples[row])
         pair = PromptPair.model_validate_json(members["json"])
         latent = _tensors(members[LATENT])
-        full, bare = (
-            _tensors(self._members(shard, index.prompts[digest])[PROMPT])
-            for digest in (pair.full, pair.bare)
-        )
+        full = self._prompts.read(pair.full)
+        if pair.bare not in self._bare:  # one for a whole data set: kept in memory
+            self._bare[pair.bare] = self._prompts.read(pair.bare)
+        bare = self._bare[pair.bare]
         return Sample(
             mean_chw=latent["mean"].float(),
             std_chw=torch.exp(0.5 * latent["logvar"].float()),
@@ -184,47 +215,38 @@ class LatentSplit:
             bare_pooled_P=bare["pooled"],
         )
 
-    def close(self) -> None:
-        """Close the files; they open again on use."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _members(self, shard: int, sample: IndexedSample) -> dict[str, bytes]:
-        tar = self._tars[shard]
-        with _explaining(tar):
-            file = self._file(shard)
-            members = {
-                extension: os.pread(file, size, offset)
-                for extension, (offset, size) in sample.members.items()
-            }
-        if sha256_of(b"".join(members.values())) != sample.sha256:
-            raise InputError(
-                "the bytes differ from the index", where=f"{tar}:{sample.key}", fix=_ENCODE_AGAIN
-            )
-        return members
-
-    def _file(self, shard: int) -> int:
-        if shard not in self._open:
-            self._open[shard] = os.open(self._tars[shard], os.O_RDONLY)
-            if len(self._open) > _OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    def _members(self, tar: str, sample: IndexedSample) -> dict[str, bytes]:
+        ranges = list(sample.members.values())
+        parts = read_checked(
+            lambda: self._folder.read_ranges(tar, ranges),
+            lambda found: is_sound(sample, found),
+            sample.sha256,
+            self._cache,
+            f"{self._folder.place}/{tar}:{sample.key}",
+        )
+        if len(parts) < len(ranges):  # from the cache, which keeps them as one
+            (whole,) = parts
+            ends = list(accumulate(size for _, size in ranges))
+            parts = [whole[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+        return dict(zip(sample.members, parts, strict=True))
 
 
-def open_split(folder: Path, index: ShardIndex, split: Split) -> LatentSplit:
+def open_split(
+    place: Place, index: ShardIndex, split: Split, cache: DiskCache | None = None
+) -> LatentSplit:
     """The encoded samples of a data set's split.
 
     Args:
-        folder: of one encoder, as `encode_shards` returns it.
+        place: of one encoder's results, as `encode_shards` returns it.
         index: of the data set.
         split: "train" or "val".
+        cache: for what is read over the network.
 
     Raises:
         InputError: the folder is no cache, or a shard is not encoded.
     """
-    read_encoder(folder)
-    return LatentSplit(folder, index.of(split))
+    read_encoder(place)
+    return LatentSplit(place, index.of(split), cache)
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:
@@ -232,13 +254,3 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = load(data)
     return tensors
-
-
-@contextmanager
-def _explaining(tar: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"the tar cannot be read: {error.strerror}", where=tar, fix=_ENCODE_AGAIN
-        ) from error

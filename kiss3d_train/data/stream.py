@@ -1,6 +1,9 @@
 """Training batches as a pure function of the step, whatever the number of workers."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,8 +11,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.storage import DamageError
 from kiss3d_train.objective import Batch, Draws, draw, pack, shift_mu, shifted
+
+_logger = logging.getLogger(__name__)
+_SUBSTITUTES = 15
+"""Tried in place of a damaged sample, before the data set as a whole counts as damaged."""
 
 OrderFn = Callable[[int, int], int]
 """(epoch, position in the epoch) -> index of a training sample."""
@@ -42,11 +51,12 @@ class Samples(Protocol):
 
 
 class Stream:
-    """This worker's share of each global batch, prepared one step ahead in a thread.
+    """This worker's share of each global batch, read ahead in threads.
 
     Global batch `step` holds the positions step * G ... step * G + G - 1 of an endless sequence of
     epochs. Worker r of W takes the r-th of W equal runs of it, so that the union over the workers,
-    and every draw for a position, is the same for any W.
+    and every draw for a position, is the same for any W. So is the sample that takes the place of a
+    damaged one: it follows from the seed and the position.
     """
 
     def __init__(
@@ -55,38 +65,88 @@ class Stream:
         self._samples, self._order, self._config = samples, order, config
         self._share = config.data.global_batch // world_size
         self._offset = rank * self._share
+        self._readers = ThreadPoolExecutor(config.data.readers, thread_name_prefix="reader")
+        self._reads: dict[int, Future[tuple[Batch, int]]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
-        self._next: tuple[int, Future[list[Batch]]] | None = None
+        self._next: tuple[int, Future[tuple[list[Batch], int]]] | None = None
+        self.num_skipped = 0
+        """Damaged samples that others took the place of, in the batches handed out so far."""
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The batches to accumulate in optimizer step `step`, counted from 0."""
-        if self._next is not None and self._next[0] == step:
-            batches = self._next[1].result()
-        else:
-            batches = self._prepare(step)
+        """The batches to accumulate in optimizer step `step`, counted from 0.
+
+        Raises:
+            DamageError: a sample is damaged and data.on_corrupt is stop.
+            InputError: so many are damaged that none was found to take a place.
+        """
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self._prepare, step))
+        batches, skipped = self._next[1].result()
+        self.num_skipped += skipped
         self._next = (step + 1, self._pool.submit(self._prepare, step + 1))
         return batches
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
+        self._readers.shutdown()
 
-    def _prepare(self, step: int) -> list[Batch]:
-        first = step * self._config.data.global_batch + self._offset
+    def _prepare(self, step: int) -> tuple[list[Batch], int]:
+        """A step's batches and how many samples were skipped for them. One thread alone runs it."""
+        ahead = self._share + self._config.data.prefetch
+        positions = list(itertools.islice(self._positions(step), ahead))
+        for passed in self._reads.keys() - set(positions):
+            self._reads.pop(passed).cancel()
+        for position in positions:
+            if position not in self._reads:
+                self._reads[position] = self._readers.submit(self._at, position)
+        reads = [self._reads.pop(position).result() for position in positions[: self._share]]
         size = self._config.scaling.micro_batch
-        return [
-            self._pinned(Batch.stacked([self._at(p) for p in range(start, start + size)]))
-            for start in range(first, first + self._share, size)
+        batches = [
+            self._pinned(Batch.stacked([batch for batch, _ in reads[first : first + size]]))
+            for first in range(0, self._share, size)
         ]
+        return batches, sum(skipped for _, skipped in reads)
 
-    def _at(self, position: int) -> Batch:
+    def _positions(self, step: int) -> Iterator[int]:
+        """This worker's positions from a step on."""
+        for later in itertools.count(step):
+            first = later * self._config.data.global_batch + self._offset
+            yield from range(first, first + self._share)
+
+    def _at(self, position: int) -> tuple[Batch, int]:
+        """A position's sample as a batch, and how many damaged ones it took the place of."""
         epoch, place = divmod(position, len(self._samples))
-        sample = self._samples[self._order(epoch, place)]
+        sample, skipped = self._read(epoch, place)
         shape = (sample.mean_chw.shape[0], sample.mean_chw.shape[1], sample.mean_chw.shape[2])
         draws = draw(self._config.objective, (self._config.run.seed, epoch, place), shape)
         num_tokens = shape[1] * shape[2] // 4
         sigma = shifted(draws.timestep, shift_mu(self._config.objective, num_tokens))
-        return assemble(sample, draws, sigma)
+        return assemble(sample, draws, sigma), skipped
+
+    def _read(self, epoch: int, place: int) -> tuple[Sample, int]:
+        for attempt in range(_SUBSTITUTES + 1):
+            index = self._order(
+                epoch, self._substitute(epoch, place, attempt) if attempt else place
+            )
+            try:
+                return self._samples[index], attempt
+            except DamageError as error:
+                if self._config.data.on_corrupt == "stop":
+                    raise
+                _logger.warning("a sample is skipped: %s", error)
+        raise InputError(
+            f"{_SUBSTITUTES + 1} samples, picked at random, are all damaged",
+            where=self._config.data.shards,
+            fix="see which with 'kiss3d data verify', and encode again",
+        )
+
+    def _substitute(self, epoch: int, place: int, attempt: int) -> int:
+        """Another place of the epoch, as a pure function of the seed and of these."""
+        key = f"substitute/{self._config.run.seed}/{epoch}/{place}/{attempt}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % len(self._samples)
 
     def _pinned(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._config.scaling.use_gpu else batch

@@ -5,6 +5,7 @@ A data set is a folder of `train-00000.tar`, `val-00000.tar`, ... and `index.jso
 index makes any sample reachable with one read, and carries the checksums. Nothing is unpickled.
 """
 
+from kiss3d_train.data.shards.change import append_shards, repair
 from kiss3d_train.data.shards.index import (
     SPLITS,
     IndexedSample,
@@ -25,9 +26,11 @@ __all__ = [
     "ShardIndex",
     "ShardReader",
     "Split",
+    "append_shards",
     "decode_sample",
     "inspect",
     "load_index",
+    "repair",
     "verify",
     "write_shards",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
@@ -12,11 +12,13 @@ from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
+from kiss3d_train.data.storage import DamageError, Folder, Place, folder_at
 
 INDEX_NAME = "index.json"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 ImageFormat = Literal["webp", "png"]
+_SHARD_NAME = r"^(train|val)-\d{5,}\.tar$"
 
 
 class IndexedSample(Config):
@@ -32,7 +34,7 @@ class IndexedSample(Config):
 class IndexedShard(Config):
     """One tar."""
 
-    name: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}\.tar$")]
+    name: Annotated[str, Field(pattern=_SHARD_NAME)]
     split: Split
     size: int
     sha256: str
@@ -50,6 +52,8 @@ class ShardIndex(Config):
     shards: tuple[IndexedShard, ...]
     digest: str
     """Names the content: SHA-256 over the layout and every shard's checksum."""
+    parents: tuple[str, ...] = ()
+    """Digests of the data sets that this one was before it was appended to or repaired."""
 
     def of(self, split: Split) -> list[IndexedShard]:
         """The shards of a split, in order."""
@@ -66,22 +70,48 @@ class ShardIndex(Config):
         return f"{parts} samples in {len(self.shards)} shards, {size:.1f} MB, tile {self.tile}"
 
 
-def load_index(folder: Path) -> ShardIndex:
+def load_index(place: Place) -> ShardIndex:
     """Read a data set's index.
 
     Raises:
         InputError: there is none, or this version cannot read it.
     """
-    path = folder / INDEX_NAME
     try:
-        return ShardIndex.model_validate_json(path.read_bytes())
+        return ShardIndex.model_validate_json(folder_at(place).read(INDEX_NAME))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            "no data set in the folder", where=folder, fix="make one with 'kiss3d data shard'"
+            "no data set in the folder", where=place, fix="make one with 'kiss3d data shard'"
         ) from error
     except ValidationError as error:
         reason = explain(error, ShardIndex)
-        raise InputError(f"the index cannot be read: {reason[:300]}", where=path) from error
+        raise InputError(
+            f"the index cannot be read: {reason[:300]}", where=f"{place}/{INDEX_NAME}"
+        ) from error
+
+
+def publish_index(folder: Folder, index: ShardIndex) -> None:
+    """Make the shards that an index names the data set in a folder; they must be there."""
+    with folder.writing(INDEX_NAME) as aside:
+        aside.write_text(index.model_dump_json(indent=1), encoding="utf-8")
+
+
+def shard_name(split: Split, number: int) -> str:
+    """The name of a tar."""
+    return f"{split}-{number:05d}.tar"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a tar may have that name."""
+    return re.match(_SHARD_NAME, name) is not None
+
+
+def next_numbers(index: ShardIndex) -> dict[Split, int]:
+    """The first number of each split that no shard has."""
+    return {
+        split: max((int(shard.name[len(split) + 1 : -4]) for shard in index.of(split)), default=-1)
+        + 1
+        for split in SPLITS
+    }
 
 
 def digest_of(layout: BundleLayout, shards: Sequence[IndexedShard]) -> str:
@@ -90,14 +120,21 @@ def digest_of(layout: BundleLayout, shards: Sequence[IndexedShard]) -> str:
     return sha256_of("\n".join(lines).encode())
 
 
-def check_size(path: Path, size: int) -> None:
-    """Raise an InputError unless a shard is there and as long as indexed."""
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError as error:
-        raise InputError(
-            "a shard is missing", where=path, fix="make or fetch the data set again"
-        ) from error
-    if found != size:
-        state = "empty" if found == 0 else f"{found} bytes long, not {size}"
-        raise InputError(f"a shard is {state}", where=path, fix="make or fetch the data set again")
+def check_size(folder: Folder, shard: IndexedShard, sizes: Mapping[str, int]) -> None:
+    """Refuse a shard that is missing or not as long as indexed.
+
+    Args:
+        folder: the data set.
+        shard: one of its shards.
+        sizes: of the files in the folder.
+
+    Raises:
+        DamageError: it is.
+    """
+    where, again = f"{folder.place}/{shard.name}", "make or fetch the data set again"
+    found = sizes.get(shard.name)
+    if found is None:
+        raise DamageError("a shard is missing", where=where, fix=again)
+    if found != shard.size:
+        state = "empty" if found == 0 else f"{found} bytes long, not {shard.size}"
+        raise DamageError(f"a shard is {state}", where=where, fix=again)

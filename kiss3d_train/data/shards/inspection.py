@@ -13,6 +13,7 @@ from kiss3d_infer.files import writing
 from kiss3d_train.data.order import Permutation
 from kiss3d_train.data.shards.index import SPLITS, ShardIndex, Split
 from kiss3d_train.data.shards.reader import ShardReader, decode_sample
+from kiss3d_train.data.storage import Place
 
 NUM_PICTURES = 24
 NUM_LISTED = 12
@@ -36,6 +37,7 @@ class Inspection:
         return "\n".join(
             (
                 str(self.index),
+                *(f"grew from: {digest[:16]}" for digest in self.index.parents[-1:]),
                 f"captions: {self.num_captions} different, {self.caption_words:.1f} words each",
                 f"categories: {_listed(self.categories)}",
                 f"licences: {_listed(self.licences)}",
@@ -44,11 +46,11 @@ class Inspection:
         )
 
 
-def inspect(folder: Path, sheet: Path) -> Inspection:
+def inspect(place: Place, sheet: Path) -> Inspection:
     """Read every description, and draw some samples.
 
     Args:
-        folder: the data set.
+        place: the data set.
         sheet: the contact sheet to write, a PNG.
 
     Raises:
@@ -62,7 +64,7 @@ def inspect(folder: Path, sheet: Path) -> Inspection:
     categories: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     captions: Counter[str] = Counter()
-    reader = ShardReader(folder)
+    reader = ShardReader(place)
     places = [(split, i) for split in SPLITS for i in range(reader.num_samples(split))]
     for split, i in places:
         meta = reader.describe(split, i)

@@ -1,15 +1,13 @@
-"""Reads samples of a data set by index, with one `pread` per member."""
+"""Reads samples of a data set by index, each with a read of its own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from kiss3d_infer.bundle.image import Bundle, load_bundle
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of
 from kiss3d_train.data.shards.index import (
     SPLITS,
     IndexedSample,
@@ -17,27 +15,29 @@ from kiss3d_train.data.shards.index import (
     check_size,
     load_index,
 )
+from kiss3d_train.data.storage import DamageError, Folder, Place, folder_at
 
 _MAKE_AGAIN = "make or fetch the shard again"
 
 
 class ShardReader:
-    """Reads any sample with one `pread` per member and checks it against the index.
+    """Reads any sample by its place in the tar and checks it against the index.
 
     It holds no open file: threads may share it, and other processes may be sent it.
 
     Args:
-        folder: the data set.
+        place: the data set.
 
     Raises:
         InputError: there is no data set, or a shard is missing or not as long as indexed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index = load_index(folder)
+    def __init__(self, place: Place) -> None:
+        self.folder = folder_at(place)
+        self.index = load_index(place)
+        sizes = self.folder.sizes()
         for shard in self.index.shards:
-            check_size(folder / shard.name, shard.size)
+            check_size(self.folder, shard, sizes)
         self._shards = {split: self.index.of(split) for split in SPLITS}
         self._rows = {
             split: [(s, r) for s, shard in enumerate(shards) for r in range(len(shard.samples))]
@@ -64,7 +64,7 @@ class ShardReader:
     def read_at(self, split: Split, shard: int, row: int) -> dict[str, bytes]:
         """The members of the sample at a (shard, row), by extension."""
         indexed = self._shards[split][shard]
-        return read_members(self.folder / indexed.name, indexed.samples[row])
+        return read_members(self.folder, indexed.name, indexed.samples[row])
 
     def describe(self, split: Split, index: int) -> dict[str, Any]:
         """The description of sample `index` of a split: caption, source, licence, checksums.
@@ -75,30 +75,35 @@ class ShardReader:
         return _description(self.read(split, index), self.key(split, index))
 
 
-def read_members(tar: Path, sample: IndexedSample) -> dict[str, bytes]:
+def read_members(folder: Folder, tar: str, sample: IndexedSample) -> dict[str, bytes]:
     """The members of a sample by extension.
 
     Raises:
-        InputError: they cannot be read, or are not those that were indexed.
+        DamageError: they cannot be read, or are not those that were indexed.
     """
+    where = f"{folder.place}/{tar}"
     try:
-        # Opened each time: data sets have more shards than a process may have open files.
-        with tar.open("rb", buffering=0) as file:
-            members = {
-                extension: os.pread(file.fileno(), size, offset)
-                for extension, (offset, size) in sample.members.items()
-            }
+        parts = folder.read_ranges(tar, list(sample.members.values()))
     except OSError as error:
-        raise InputError(
-            f"a shard cannot be read: {error.strerror}", where=tar, fix=_MAKE_AGAIN
+        reason = error.strerror or str(error)
+        raise DamageError(
+            f"a shard cannot be read: {reason}", where=where, fix=_MAKE_AGAIN
         ) from error
-    if sha256_of(b"".join(members.values())) != sample.sha256:
-        raise InputError(
+    if not is_sound(sample, parts):
+        raise DamageError(
             "the sample's bytes differ from the index",
-            where=f"{tar}:{sample.key}",
+            where=f"{where}:{sample.key}",
             fix=_MAKE_AGAIN,
         )
-    return members
+    return dict(zip(sample.members, parts, strict=True))
+
+
+def is_sound(sample: IndexedSample, parts: list[bytes]) -> bool:
+    """Whether members, in the order of the index, are those that were indexed."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest() == sample.sha256
 
 
 def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bundle, dict[str, Any]]:

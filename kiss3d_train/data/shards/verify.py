@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from kiss3d_infer.errors import InputError
@@ -17,9 +18,35 @@ from kiss3d_train.data.shards.index import (
     load_index,
 )
 from kiss3d_train.data.shards.reader import decode_sample, read_members
+from kiss3d_train.data.storage import Folder, LocalFolder, Place, folder_at
 
 
-def verify(folder: Path) -> ShardIndex:
+@dataclass(frozen=True)
+class ShardDamage:
+    """What is wrong with a shard.
+
+    Attributes:
+        shard: what is wrong with the tar, even if all its samples are sound.
+        samples: reason by key of a sample that cannot be used.
+        is_cut: whether the tar is missing or not as long as indexed.
+    """
+
+    shard: tuple[str, ...]
+    samples: Mapping[str, str]
+    is_cut: bool
+
+    def __bool__(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.shard or self.samples)
+
+    def lines(self) -> Iterator[str]:
+        """What to tell: a tar that is gone or cut is one damage, not one for each sample."""
+        yield from self.shard
+        if not self.is_cut:
+            yield from self.samples.values()
+
+
+def verify(place: Place) -> ShardIndex:
     """Check a whole data set: sizes, checksums, tar members, images and descriptions.
 
     Returns:
@@ -29,47 +56,72 @@ def verify(folder: Path) -> ShardIndex:
         InputError: it is damaged; the message names every damaged shard and sample found (the
             first five in full).
     """
-    index = load_index(folder)
+    index, folder = load_index(place), folder_at(place)
+    sizes = folder.sizes()
     damage: list[str] = []
     for shard in track(index.shards, "verifying"):
-        damage.extend(_damage(folder / shard.name, shard, index))
+        damage.extend(damage_of(folder, shard, index, sizes).lines())
     if index.digest != digest_of(index.layout, index.shards):
         damage.append("the index's digest does not match its shards")
     if damage:
         more = f" and {len(damage) - 5} more" if len(damage) > 5 else ""
         raise InputError(
             f"the data set is damaged: {'; '.join(damage[:5])}{more}",
-            where=folder,
-            fix="make or fetch these shards again",
+            where=place,
+            fix="make or fetch these shards again, or drop what is damaged: 'kiss3d data repair'",
         )
     return index
 
 
-def _damage(path: Path, shard: IndexedShard, index: ShardIndex) -> Iterator[str]:
+def damage_of(
+    folder: Folder, shard: IndexedShard, index: ShardIndex, sizes: Mapping[str, int]
+) -> ShardDamage:
+    """What is wrong with a shard and with each of its samples.
+
+    Args:
+        folder: the data set.
+        shard: one of its shards.
+        index: of the data set, for its layout and tile.
+        sizes: of the files in the folder.
+    """
+    cut: tuple[str, ...] = ()
     try:
-        check_size(path, shard.size)
-        places = _tar_members(path)
+        check_size(folder, shard, sizes)
     except InputError as error:
-        yield str(error)
-        return
+        cut = (str(error),)
+    if shard.name not in sizes:
+        lost = {sample.key: "its shard is missing" for sample in shard.samples}
+        return ShardDamage(cut, lost, is_cut=True)
+    with folder.fetched(shard.name) as path:
+        samples = dict(_sample_damage(path, shard, index))
+        return ShardDamage(cut or tuple(_tar_damage(path, shard)), samples, is_cut=bool(cut))
+
+
+def _tar_damage(path: Path, shard: IndexedShard) -> Iterator[str]:
     if sha256_of(path) != shard.sha256:
-        yield f"the checksum of {path.name} differs"
+        yield f"the checksum of {shard.name} differs"
     indexed = {
         f"{sample.key}.{extension}": place
         for sample in shard.samples
         for extension, place in sample.members.items()
     }
-    if places != indexed:
-        yield f"the members of {path.name} are not those indexed"
-        return
+    try:
+        if _tar_members(path) != indexed:
+            yield f"the members of {shard.name} are not those indexed"
+    except InputError as error:
+        yield str(error)
+
+
+def _sample_damage(path: Path, shard: IndexedShard, index: ShardIndex) -> Iterator[tuple[str, str]]:
+    folder = LocalFolder(path.parent)
     for sample in shard.samples:
-        where = f"{path.name}:{sample.key}"
+        where = f"{shard.name}:{sample.key}"
         try:
-            bundle, _ = decode_sample(read_members(path, sample), where)
+            bundle, _ = decode_sample(read_members(folder, path.name, sample), where)
             if (bundle.layout, bundle.tile) != (index.layout, index.tile):
-                yield f"{where} has another layout or tile size"
+                yield sample.key, f"{where} has another layout or tile size"
         except InputError as error:
-            yield f"{error.what} ({error.where})"
+            yield sample.key, f"{error.what} ({where})"
 
 
 def _tar_members(path: Path) -> dict[str, tuple[int, int]]:

@@ -9,8 +9,10 @@ import os
 import shutil
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 from kiss3d_infer.bundle.image import encode_image, load_bundle
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of, writable_folder, writing
+from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.progress import track
 from kiss3d_train.data.shards.index import (
     INDEX_NAME,
@@ -28,13 +30,32 @@ from kiss3d_train.data.shards.index import (
     ShardIndex,
     Split,
     digest_of,
+    is_shard_name,
     load_index,
+    publish_index,
+    shard_name,
 )
+from kiss3d_train.data.storage import Folder, LocalFolder, Place, folder_at
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How samples are put into tars.
+
+    Attributes:
+        image_format: lossless "webp" (smaller) or "png".
+        max_samples: per shard.
+        max_bytes: per shard, of member bytes; a larger sample gets a shard of its own.
+    """
+
+    image_format: ImageFormat = "webp"
+    max_samples: int = 1000
+    max_bytes: int = 256 << 20
 
 
 def write_shards(
     rendered: Path,
-    out: Path,
+    out: Place,
     *,
     image_format: ImageFormat = "webp",
     val_share: float = 0.05,
@@ -49,7 +70,7 @@ def write_shards(
 
     Args:
         rendered: folder of `<key>.bundle.png` and `<key>.json`.
-        out: a new folder.
+        out: a new folder, or a URL.
         image_format: lossless "webp" (smaller) or "png".
         val_share: share of samples held out for validation; at least one of two or more, and never
             all.
@@ -60,22 +81,13 @@ def write_shards(
         InputError: no samples, samples of several layouts or tile sizes, a damaged sample, or
             `out` holds something else.
     """
-    if not (out / INDEX_NAME).is_file():
-        _require_empty(out)
-    samples = _rendered_samples(rendered)
-    layout, tile = _common_settings(samples, rendered)
-    writable_folder(out.parent)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        shards: list[IndexedShard] = []
-        encode = functools.partial(_encoded, rendered, image_format)
-        for split, members in _split(samples, val_share).items():
-            encoded = _ahead(encode, track(members, f"packing {split}"))
-            for names in _bounded(encoded, max_samples, max_bytes):
-                number = sum(shard.split == split for shard in shards)
-                shards.append(write_shard(partial / f"{split}-{number:05d}.tar", split, names))
+    target = folder_at(out)
+    _require_no_other(target)
+    samples = rendered_samples(rendered)
+    layout, tile = common_settings(samples, rendered)
+    packing = Packing(image_format, max_samples, max_bytes)
+    with _appearing(target) as folder:
+        shards = pack(rendered, folder, _split(samples, val_share), packing)
         index = ShardIndex(
             layout=layout,
             tile=tile,
@@ -83,15 +95,55 @@ def write_shards(
             shards=tuple(shards),
             digest=digest_of(layout, shards),
         )
-        with writing(partial / INDEX_NAME) as aside:
-            aside.write_text(index.model_dump_json(indent=1), encoding="utf-8")
-        _publish(partial, out, index)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        publish_index(folder, index)
     return index
 
 
-def _rendered_samples(folder: Path) -> list[dict[str, Any]]:
+def pack(
+    rendered: Path,
+    folder: Folder,
+    samples: Mapping[Split, list[dict[str, Any]]],
+    packing: Packing,
+    first: Mapping[Split, int] | None = None,
+) -> list[IndexedShard]:
+    """Write samples into tars of a folder, which no index names yet.
+
+    Args:
+        rendered: folder of the samples.
+        folder: where the tars go; one of the same name is replaced.
+        samples: descriptions by split, in order.
+        packing: format and bounds.
+        first: number of the first tar of a split, 0 if not given.
+    """
+    shards = []
+    encode = functools.partial(_encoded, rendered, packing.image_format)
+    for split, members in samples.items():
+        encoded = _ahead(encode, track(members, f"packing {split}"))
+        groups = _bounded(encoded, packing.max_samples, packing.max_bytes)
+        for number, group in enumerate(groups, (first or {}).get(split, 0)):
+            shards.append(write_shard(folder, shard_name(split, number), split, group))
+    return shards
+
+
+@contextmanager
+def _appearing(target: Folder) -> Iterator[Folder]:
+    """A folder to write a new data set to, which is at the target when the block succeeds."""
+    if not isinstance(target, LocalFolder):
+        yield target  # a store has no renaming of folders: the index, written last, is the sign
+        return
+    out = target.place
+    writable_folder(out.parent)
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield LocalFolder(partial)
+        _publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def rendered_samples(folder: Path) -> list[dict[str, Any]]:
     """The descriptions of all whole samples, ordered by the hash of their key."""
     samples = []
     # Hidden files were being written when a render job was killed.
@@ -111,7 +163,12 @@ def _rendered_samples(folder: Path) -> list[dict[str, Any]]:
     return sorted(samples, key=lambda meta: _key_hash(meta["key"]))
 
 
-def _common_settings(samples: Sequence[dict[str, Any]], folder: Path) -> tuple[BundleLayout, int]:
+def common_settings(samples: Sequence[dict[str, Any]], folder: Path) -> tuple[BundleLayout, int]:
+    """The one layout and tile size of rendered samples.
+
+    Raises:
+        InputError: they have several.
+    """
     settings = {json.dumps([meta["layout"], meta["tile"]], sort_keys=True) for meta in samples}
     if len(settings) > 1:
         raise InputError(
@@ -124,9 +181,14 @@ def _common_settings(samples: Sequence[dict[str, Any]], folder: Path) -> tuple[B
 
 def _split(samples: list[dict[str, Any]], val_share: float) -> dict[Split, list[dict[str, Any]]]:
     """Those whose key's hash is lowest are for validation; samples come ordered by that hash."""
-    num_val = sum(_key_hash(meta["key"]) < val_share * 2.0**64 for meta in samples)
+    num_val = sum(is_held_out(meta["key"], val_share) for meta in samples)
     num_val = min(max(num_val, int(val_share > 0)), len(samples) - 1)
     return {"train": samples[num_val:], "val": samples[:num_val]}
+
+
+def is_held_out(key: str, val_share: float) -> bool:
+    """Whether a sample is for validation, by a hash of its key alone."""
+    return _key_hash(key) < val_share * 2.0**64
 
 
 def _key_hash(key: str) -> int:
@@ -194,23 +256,21 @@ def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> Ind
     return IndexedSample(key=key, members=places, sha256=sha256_of(b"".join(members.values())))
 
 
-def write_shard(path: Path, split: Split, samples: Sequence[Encoded]) -> IndexedShard:
+def write_shard(
+    folder: Folder, name: str, split: Split, samples: Sequence[Encoded]
+) -> IndexedShard:
     """Write samples, as they come, into one tar; the same samples give the same bytes."""
     indexed = []
-    with writing(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, members in samples:
-            indexed.append(add_sample(tar, key, members))
-    return IndexedShard(
-        name=path.name,
-        split=split,
-        size=path.stat().st_size,
-        sha256=sha256_of(path),
-        samples=tuple(indexed),
-    )
+    with folder.writing(name) as aside:
+        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, members in samples:
+                indexed.append(add_sample(tar, key, members))
+        size, sha256 = aside.stat().st_size, sha256_of(aside)
+    return IndexedShard(name=name, split=split, size=size, sha256=sha256, samples=tuple(indexed))
 
 
-def _publish(partial: Path, out: Path, index: ShardIndex) -> None:
-    if (out / INDEX_NAME).is_file() and load_index(out).digest == index.digest:
+def _publish(partial: Path, out: Path) -> None:
+    if (out / INDEX_NAME).is_file() and load_index(out).digest == load_index(partial).digest:
         return
     _require_empty(out)
     if out.exists():
@@ -218,10 +278,32 @@ def _publish(partial: Path, out: Path, index: ShardIndex) -> None:
     partial.rename(out)
 
 
+def _require_no_other(target: Folder) -> None:
+    """Refuse, before any work, a place that the data set could not appear at."""
+    if isinstance(target, LocalFolder):
+        if not (target.place / INDEX_NAME).is_file():
+            _require_empty(target.place)
+        return
+    found = target.sizes()
+    if INDEX_NAME in found:
+        raise InputError(
+            "there is a data set already",
+            where=target.place,
+            fix="add to it with --append, or write to a new place",
+        )
+    # Tars without an index are what an interrupted job left; they are replaced.
+    if any(not is_shard_name(name) for name in found):
+        raise _not_empty(target.place)
+
+
 def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            "the folder is not empty and holds something else",
-            where=out,
-            fix="write to a new folder, or delete this one",
-        )
+        raise _not_empty(out)
+
+
+def _not_empty(where: Place) -> InputError:
+    return InputError(
+        "the folder is not empty and holds something else",
+        where=where,
+        fix="write to a new folder, or delete this one",
+    )

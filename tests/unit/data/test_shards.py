@@ -20,6 +20,7 @@ from kiss3d_train.data.shards import (
 )
 from kiss3d_train.data.shards.index import digest_of
 from kiss3d_train.data.shards.writer import write_shard
+from kiss3d_train.data.storage import LocalFolder
 
 
 @pytest.fixture
@@ -205,14 +206,14 @@ def _put(shards: Path, changed: dict[str, bytes]) -> str:
     """Replace members of a sample, index and checksums included; returns its key."""
     index = load_index(shards)
     place = index.shards.index(index.of("train")[0])
-    shard, tar = index.shards[place], shards / "train-00000.tar"
+    shard = index.shards[place]
     reader = ShardReader(shards)
     samples = [
         (sample.key, reader.read_at("train", 0, row)) for row, sample in enumerate(shard.samples)
     ]
     samples[1][1].update(changed)
     replaced = list(index.shards)
-    replaced[place] = write_shard(tar, "train", samples)
+    replaced[place] = write_shard(LocalFolder(shards), shard.name, "train", samples)
     digest = digest_of(index.layout, replaced)
     whole = index.model_copy(update={"shards": tuple(replaced), "digest": digest})
     (shards / "index.json").write_text(whole.model_dump_json())

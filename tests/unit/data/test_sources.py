@@ -10,7 +10,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.captions import caption_of, clean_name
-from kiss3d_train.data.latents import LATENT, PROMPT
+from kiss3d_train.data.latents import LATENT
 from kiss3d_train.data.shards.writer import add_sample
 from kiss3d_train.data.sources import MeshItem, open_source
 from kiss3d_train.data.sources.item import make_key
@@ -271,7 +271,7 @@ def test_two_versions_of_a_library_have_different_keys(
 
 def test_the_longest_key_fits_a_tar_with_the_longest_extensions(tmp_path: Path) -> None:
     key = make_key("n" * 300, "m" * 300, unique="x")
-    extensions = (LATENT, PROMPT, "bundle.webp", "json")
+    extensions = (LATENT, "bundle.webp", "json")
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         add_sample(archive, key, dict.fromkeys(extensions, b"x"))
     with tarfile.open(tmp_path / "a.tar") as archive:

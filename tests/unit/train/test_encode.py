@@ -19,13 +19,15 @@ from kiss3d_train.data.encode import (
 )
 from kiss3d_train.data.latents import (
     LatentSplit,
-    is_encoded,
+    not_encoded,
     open_split,
     read_encoder,
     read_latent_shard,
+    record_of,
     tar_of,
 )
 from kiss3d_train.data.shards import ShardReader, load_index
+from kiss3d_train.data.storage import LocalFolder
 
 
 def number_of(shards: Path, row: int) -> int:
@@ -73,12 +75,11 @@ def test_all_samples_of_both_splits_are_there_in_order(latents: Path, shards: Pa
         assert sorted(order(epoch, p) for p in range(len(split))) == list(range(len(split)))
 
 
-def test_each_caption_is_embedded_once_per_shard(latents: Path, shards: Path) -> None:
-    for shard in load_index(shards).of("train"):
-        with tarfile.open(tar_of(latents, shard)) as tar:
+def test_each_caption_is_stored_once_for_the_whole_set(latents: Path, shards: Path) -> None:
+    assert len(list((latents / "prompts").iterdir())) == NUM_CAPTIONS + 1
+    for shard in load_index(shards).shards:
+        with tarfile.open(latents / tar_of(shard)) as tar:
             names = tar.getnames()
-        prompts = [name for name in names if name.endswith(".prompt.safetensors")]
-        assert len(prompts) <= NUM_CAPTIONS + 1
         assert len([n for n in names if n.endswith(".latent.safetensors")]) == len(shard.samples)
 
 
@@ -86,34 +87,39 @@ def test_encoding_again_gives_the_same_bytes(
     latents: Path, shards: Path, base: Path, copied: Path
 ) -> None:
     shard = load_index(shards).of("train")[0]
-    tar_of(copied, shard).unlink()
-    assert not is_encoded(copied, shard)
+    (copied / tar_of(shard)).unlink()
+    shutil.rmtree(copied / "prompts")
+    assert not_encoded(copied, [shard]) == [shard]
     ShardEncoder(shards, base, copied, "cpu").encode("train", 0)
-    assert is_encoded(copied, shard)
-    assert tar_of(copied, shard).read_bytes() == tar_of(latents, shard).read_bytes()
+    assert not_encoded(copied, [shard]) == []
+    assert (copied / tar_of(shard)).read_bytes() == (latents / tar_of(shard)).read_bytes()
+    for prompt in (copied / "prompts").iterdir():
+        assert prompt.read_bytes() == (latents / "prompts" / prompt.name).read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["no tar", "truncated tar", "no record", "broken record"])
 def test_an_incomplete_shard_counts_as_not_encoded(copied: Path, shards: Path, damage: str) -> None:
     shard = load_index(shards).of("train")[0]
-    tar = tar_of(copied, shard)
+    tar = copied / tar_of(shard)
     if damage == "no tar":
         tar.unlink()
     elif damage == "truncated tar":
         tar.write_bytes(tar.read_bytes()[:-512])
     elif damage == "no record":
-        tar.with_suffix(".json").unlink()
+        (copied / record_of(shard)).unlink()
     else:
-        tar.with_suffix(".json").write_text("{}")
-    assert not is_encoded(copied, shard)
+        (copied / record_of(shard)).write_text("{}")
+    assert not_encoded(copied, [shard]) == [shard]
     with pytest.raises(InputError):
         training(copied, shards)
 
 
 def test_an_altered_byte_is_noticed_when_it_is_read(copied: Path, shards: Path) -> None:
     shard = load_index(shards).of("train")[0]
-    tar = tar_of(copied, shard)
-    offset, size = read_latent_shard(copied, shard).samples[1].members["latent.safetensors"]
+    tar = copied / tar_of(shard)
+    offset, size = (
+        read_latent_shard(LocalFolder(copied), shard).samples[1].members["latent.safetensors"]
+    )
     content = bytearray(tar.read_bytes())
     content[offset + size // 2] ^= 1
     tar.write_bytes(content)
@@ -132,7 +138,7 @@ def test_another_encoder_gets_another_folder(latents: Path, shards: Path, base: 
         describe_encoder(base, "another base", layout, "float32"),
         describe_encoder(base, identity, layout, "bfloat16"),
     ):
-        assert other.folder(latents.parent) != latents
+        assert other.name != latents.name
 
 
 def test_a_base_without_a_vae_is_told_by_the_missing_part(
