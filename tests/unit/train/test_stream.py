@@ -1,10 +1,13 @@
 import dataclasses
+import threading
 
 import pytest
 import torch
 from tiny_training import NUM_SAMPLES, TinySamples, reversed_on_odd_epochs, tiny_config
 
-from kiss3d_train.data.stream import Stream, validation_batch
+from kiss3d_infer.errors import InputError
+from kiss3d_train.data.storage import DamageError
+from kiss3d_train.data.stream import Sample, Stream, validation_batch
 from kiss3d_train.objective import Batch
 
 
@@ -76,3 +79,107 @@ def test_validation_noise_does_not_depend_on_the_run() -> None:
     assert torch.equal(one.noise_BNC[1], other.noise_BNC[0])
     assert torch.equal(one.x0_BNC[1], other.x0_BNC[0])
     assert one.sigma_B.tolist() == pytest.approx([0.3, 0.7])
+
+
+class Damaged(TinySamples):
+    """Some of the samples cannot be read."""
+
+    def __init__(self, *damaged: int) -> None:
+        self.damaged = damaged
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.damaged:
+            raise DamageError("the bytes differ from the index", where=f"sample {index}")
+        return super().__getitem__(index)
+
+
+def skipping(world_size: int, steps: int) -> tuple[list[Batch], int]:
+    """Global batches of a set with two damaged samples, and how many were skipped."""
+    config = tiny_config({"scaling.workers": world_size, "data.on_corrupt": "skip"})
+    streams = [
+        Stream(Damaged(1, 4), reversed_on_odd_epochs, config, rank, world_size)
+        for rank in range(world_size)
+    ]
+    batches = [
+        Batch.stacked([batch for stream in streams for batch in stream.micro_batches(step)])
+        for step in range(steps)
+    ]
+    for stream in streams:
+        stream.close()
+    return batches, sum(stream.num_skipped for stream in streams)
+
+
+def test_a_damaged_sample_is_replaced_the_same_for_any_number_of_workers() -> None:
+    expected, num_skipped = skipping(1, 6)
+    assert num_skipped >= 2 * 4  # in each of four epochs of six; a substitute may be damaged too
+    for world_size in (2, 4):
+        found, also_skipped = skipping(world_size, 6)
+        assert also_skipped == num_skipped
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.x0_BNC, other.x0_BNC)
+            assert torch.equal(one.prompt_BLD, other.prompt_BLD)
+
+
+def test_only_damaged_samples_are_replaced() -> None:
+    config = tiny_config(
+        {
+            "data.global_batch": NUM_SAMPLES,
+            "data.on_corrupt": "skip",
+            "objective.caption_dropout": 0.0,
+        }
+    )
+    stream = Stream(Damaged(1), reversed_on_odd_epochs, config, 0, 1)
+    batch = Batch.stacked(stream.micro_batches(0)).prompt_BLD
+    stream.close()
+    sound = {i for i in range(NUM_SAMPLES) if torch.equal(batch[i], TinySamples()[i].prompt_LD)}
+    assert sound == set(range(NUM_SAMPLES)) - {1}
+    others = [TinySamples()[i].prompt_LD for i in sound]
+    assert any(torch.equal(batch[1], other) for other in others)
+
+
+def test_damage_stops_the_stream_unless_the_recipe_says_otherwise() -> None:
+    stream = Stream(Damaged(2), reversed_on_odd_epochs, tiny_config(), 0, 1)
+    with pytest.raises(DamageError, match="sample 2"):
+        stream.micro_batches(0)
+    stream.close()
+
+
+def test_a_set_that_is_damaged_throughout_is_told() -> None:
+    config = tiny_config({"data.on_corrupt": "skip"})
+    stream = Stream(Damaged(*range(NUM_SAMPLES)), reversed_on_odd_epochs, config, 0, 1)
+    with pytest.raises(InputError, match="are all damaged"):
+        stream.micro_batches(0)
+    stream.close()
+
+
+def test_a_store_that_is_away_is_not_taken_for_damage() -> None:
+    class Away(TinySamples):
+        def __getitem__(self, index: int) -> Sample:
+            raise TimeoutError
+
+    config = tiny_config({"data.on_corrupt": "skip"})
+    stream = Stream(Away(), reversed_on_odd_epochs, config, 0, 1)
+    with pytest.raises(TimeoutError):
+        stream.micro_batches(0)
+    stream.close()
+
+
+def test_samples_are_read_ahead_as_far_as_the_recipe_says() -> None:
+    class Counted(TinySamples):
+        def __init__(self) -> None:
+            self.read: list[int] = []
+            self.enough = threading.Event()
+
+        def __getitem__(self, index: int) -> Sample:
+            self.read.append(index)
+            if len(self.read) >= 4 + 4 + 5:
+                self.enough.set()
+            return super().__getitem__(index)
+
+    samples = Counted()
+    config = tiny_config({"data.prefetch": 5, "data.readers": 3})
+    stream = Stream(samples, reversed_on_odd_epochs, config, 0, 1)
+    stream.micro_batches(0)
+    assert samples.enough.wait(60)  # this step's four, the next one's, and five more
+    stream.close()
+    assert len(samples.read) == 4 + 4 + 5

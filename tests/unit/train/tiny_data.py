@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.flux.base import base_identity, create_random_base
 from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
 from kiss3d_train.data.shards import SPLITS, load_index, write_shards
+from kiss3d_train.data.storage import Place
 
 TILE = 32
 NUM_SAMPLES, NUM_CAPTIONS = 12, 3
@@ -33,9 +35,15 @@ def caption_of(number: int) -> str:
 
 
 def make_shards(folder: Path, layout: BundleLayout = PUBLISHED) -> Path:
-    rendered = folder / "rendered"
+    make_rendered(folder / "rendered", range(NUM_SAMPLES), layout)
+    write_shards(folder / "rendered", folder / "shards", max_samples=5, val_share=0.2)
+    return folder / "shards"
+
+
+def make_rendered(rendered: Path, numbers: Iterable[int], layout: BundleLayout = PUBLISHED) -> None:
+    """What `render_source` leaves in a folder."""
     rendered.mkdir()
-    for number in range(NUM_SAMPLES):
+    for number in numbers:
         image, key = encode_image(bundle_of(number, layout), "png"), f"square-{number:02}"
         (rendered / f"{key}.bundle.png").write_bytes(image)
         description = {
@@ -47,15 +55,13 @@ def make_shards(folder: Path, layout: BundleLayout = PUBLISHED) -> Path:
             "bundle_sha256": hashlib.sha256(image).hexdigest(),
         }
         (rendered / f"{key}.json").write_text(json.dumps(description))
-    write_shards(rendered, folder / "shards", max_samples=5, val_share=0.2)
-    return folder / "shards"
 
 
 def make_base(folder: Path) -> Path:
     return create_random_base(TINY_MODEL, folder / "base", seed=0)
 
 
-def encode_here(shards: Path, base: Path, out: Path) -> Path:
+def encode_here(shards: Place, base: Path, out: Place) -> Place:
     """What `encode_shards` does, in this process instead of over Ray."""
     index = load_index(shards)
     folder = create_cache(describe_encoder(base, base_identity(base), index.layout, "float32"), out)
