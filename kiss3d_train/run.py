@@ -25,7 +25,7 @@ from kiss3d_train.data.job_run import data_run_tags
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
-from kiss3d_train.data.storage import absolute, folder_at, name_of
+from kiss3d_train.data.storage import absolute, name_of
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
@@ -145,8 +145,7 @@ def _open_tracker(
     origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())
     tracker.log_text(resolved.to_yaml(), "config.yaml")
     tracker.log_text(origins, "config_origins.txt")
-    with folder_at(config.data.shards).fetched(INDEX_NAME) as path:
-        tracker.log_artifact(path, "data")
+    tracker.log_text(index.model_dump_json(indent=1), f"data/{INDEX_NAME}")
     tracker.log_dataset(name_of(config.data.shards), index.digest, str(config.data.shards))
     return tracker
 

@@ -18,6 +18,7 @@ INDEX_NAME = "index.json"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 ImageFormat = Literal["webp", "png"]
+MAKE_AGAIN = "make or fetch it again, or drop what is damaged with 'kiss3d data repair'"
 _SHARD_NAME = r"^(train|val)-\d{5,}\.tar$"
 
 
@@ -131,10 +132,10 @@ def check_size(folder: Folder, shard: IndexedShard, sizes: Mapping[str, int]) ->
     Raises:
         DamageError: it is.
     """
-    where, again = f"{folder.place}/{shard.name}", "make or fetch the data set again"
+    where = f"{folder.place}/{shard.name}"
     found = sizes.get(shard.name)
     if found is None:
-        raise DamageError("a shard is missing", where=where, fix=again)
+        raise DamageError("a shard is missing", where=where, fix=MAKE_AGAIN)
     if found != shard.size:
         state = "empty" if found == 0 else f"{found} bytes long, not {shard.size}"
-        raise DamageError(f"a shard is {state}", where=where, fix=again)
+        raise DamageError(f"a shard is {state}", where=where, fix=MAKE_AGAIN)

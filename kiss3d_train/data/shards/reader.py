@@ -9,6 +9,7 @@ from typing import Any
 from kiss3d_infer.bundle.image import Bundle, load_bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_train.data.shards.index import (
+    MAKE_AGAIN,
     SPLITS,
     IndexedSample,
     Split,
@@ -16,8 +17,6 @@ from kiss3d_train.data.shards.index import (
     load_index,
 )
 from kiss3d_train.data.storage import DamageError, Folder, Place, folder_at
-
-_MAKE_AGAIN = "make or fetch the shard again"
 
 
 class ShardReader:
@@ -87,13 +86,13 @@ def read_members(folder: Folder, tar: str, sample: IndexedSample) -> dict[str, b
     except OSError as error:
         reason = error.strerror or str(error)
         raise DamageError(
-            f"a shard cannot be read: {reason}", where=where, fix=_MAKE_AGAIN
+            f"a shard cannot be read: {reason}", where=where, fix=MAKE_AGAIN
         ) from error
     if not is_sound(sample, parts):
         raise DamageError(
             "the sample's bytes differ from the index",
             where=f"{where}:{sample.key}",
-            fix=_MAKE_AGAIN,
+            fix=MAKE_AGAIN,
         )
     return dict(zip(sample.members, parts, strict=True))
 
@@ -119,11 +118,11 @@ def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bund
     """
     images = [data for extension, data in members.items() if extension.startswith("bundle.")]
     if not images:
-        raise InputError("the sample has no image", where=where, fix=_MAKE_AGAIN)
+        raise InputError("the sample has no image", where=where, fix=MAKE_AGAIN)
     try:
         bundle = load_bundle(images[0])
     except InputError as error:
-        raise InputError(error.what, where=where, fix=_MAKE_AGAIN) from error
+        raise InputError(error.what, where=where, fix=MAKE_AGAIN) from error
     return bundle, _description(members, where)
 
 
@@ -134,6 +133,6 @@ def _description(members: dict[str, bytes], where: object) -> dict[str, Any]:
         meta = None
     if not (isinstance(meta, dict) and isinstance(meta.get("caption"), str)):
         raise InputError(
-            "the sample has no description with a caption", where=where, fix=_MAKE_AGAIN
+            "the sample has no description with a caption", where=where, fix=MAKE_AGAIN
         )
     return meta

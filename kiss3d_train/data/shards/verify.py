@@ -11,6 +11,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_infer.progress import track
 from kiss3d_train.data.shards.index import (
+    MAKE_AGAIN,
     IndexedShard,
     ShardIndex,
     check_size,
@@ -68,7 +69,7 @@ def verify(place: Place) -> ShardIndex:
         raise InputError(
             f"the data set is damaged: {'; '.join(damage[:5])}{more}",
             where=place,
-            fix="make or fetch these shards again, or drop what is damaged: 'kiss3d data repair'",
+            fix=MAKE_AGAIN,
         )
     return index
 

@@ -38,6 +38,9 @@ def test_help_loads_no_heavy_library() -> None:
         (["reconstruct", "b.png", "-o", "a.glb", "--lrm", "w.safetensors"], "go together"),
         (["data", "render", "--source", "toybox:1", "--out", "o", "--layout", "l.yaml"], "no such"),
         (["data", "render", "--source", "nowhere", "--out", "o"], "nowhere"),
+        (["data", "verify", "pipe:cat secret"], "data is not read from 'pipe:' addresses"),
+        (["data", "shard", "r", "--out", "o", "--append"], "no data set in the folder"),
+        (["data", "repair", "absent"], "no data set in the folder"),
         # Refused before any model is looked for:
         (["generate", "a chair", "-o", "b.jpg"], ".png or .webp"),
         (["generate", "a chair", "-o", "/proc/b.png"], "cannot write to the folder"),

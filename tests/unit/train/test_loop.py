@@ -15,7 +15,8 @@ from tiny_training import (
 )
 
 from kiss3d_infer.errors import InputError
-from kiss3d_train.data.stream import Stream
+from kiss3d_train.data.storage import DamageError
+from kiss3d_train.data.stream import Sample, Stream
 from kiss3d_train.loop import Trainer
 from kiss3d_train.objective import loss_per_sample
 
@@ -81,6 +82,27 @@ def trainer_of(tmp_path: Path, saved: list[int], loss: float = 1.0) -> Trainer:
         save=saved.append,
         sink=Records(),
     )
+
+
+def test_samples_that_were_skipped_are_counted(alone: None, tmp_path: Path) -> None:
+    class Damaged(TinySamples):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 1:
+                raise DamageError("the bytes differ from the index")
+            return super().__getitem__(index)
+
+    trainer = trainer_of(tmp_path, [])
+    assert isinstance(trainer.sink, Records)
+    trainer.run(0)
+    trainer.stream.close()
+    assert trainer.sink.steps_with("data/skipped_samples") == []
+    data = trainer.config.data.model_copy(update={"on_corrupt": "skip"})
+    config = trainer.config = trainer.config.model_copy(update={"data": data})
+    trainer.stream = Stream(Damaged(), reversed_on_odd_epochs, config, 0, 1)
+    trainer.run(0)
+    trainer.stream.close()
+    counts = [trainer.sink.metrics[step]["data/skipped_samples"] for step in (3, 6, 9)]
+    assert counts == sorted(counts) and counts[0] >= 2 and counts[-1] == trainer.stream.num_skipped
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -6,7 +6,7 @@ from tiny_training import tiny_config
 
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
-from kiss3d_train.config import TrainConfig
+from kiss3d_train.config import TrainConfig, latents_beside
 from kiss3d_train.loop import learning_rate
 
 RECIPES = Path(__file__).parents[3] / "configs" / "train"
@@ -45,6 +45,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("objective.guidance=.nan", "'objective.guidance': input should be a finite number"),
         ("adapter.targets=[]", "at least 1 item"),
         ("adapter.targets=['']", "at least 1 character"),
+        ("data.shards='pipe:cat secret'", "data is not read from 'pipe:' addresses"),
+        ("data.latents=https://host/latents", "data is not read from 'https:' addresses"),
     ],
 )
 def test_values_that_are_no_numbers_or_name_nothing_are_refused(
@@ -94,3 +96,14 @@ def test_learning_rate_warms_up_then_follows_the_schedule() -> None:
     assert rates[-1] < 0.03
     constant = tiny_config({"optimizer.lr": 0.3})
     assert learning_rate(constant, 10_000) == 0.3
+
+
+def test_data_may_lie_in_a_store_or_on_disk() -> None:
+    config = tiny_config({"data.shards": "s3://bucket/set/"})
+    assert (config.data.shards, config.latents_root) == (
+        "s3://bucket/set",
+        "s3://bucket/set.latents",
+    )
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+    assert tiny_config({"data.shards": "file:///data/set"}).data.shards == Path("/data/set")
+    assert latents_beside(Path("/data/set")) == Path("/data/set.latents")
