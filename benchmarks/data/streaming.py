@@ -223,7 +223,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ray_session(2):
         split, tars = make_sets(Path(folder), arguments.samples)
         result = {
-            "command": f"python -m benchmarks.data.streaming --samples {arguments.samples}",
+            "command": f"python -m benchmarks.data.streaming --samples {arguments.samples}"
+            f" --rounds {arguments.rounds}",
             "machine": describe() | {name: version(name) for name in ("webdataset", "ray")},
             "load_before": round(os.getloadavg()[0], 1),
             "samples": arguments.samples,
