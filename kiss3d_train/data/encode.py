@@ -112,9 +112,10 @@ def create_cache(encoder: Encoder, out: Place) -> Place:
     Raises:
         InputError: it holds the work of another encoder, or cannot be written.
     """
-    if isinstance(out, Path):
-        writable_folder(out)
-    folder = folder_at(out).child(encoder.name)
+    root = folder_at(out)
+    if isinstance(root, LocalFolder):
+        writable_folder(root.place)
+    folder = root.child(encoder.name)
     if ENCODER_FILE in folder.sizes():
         read_encoder(folder.place)
     else:

@@ -123,11 +123,13 @@ def name_of(place: Place) -> str:
 
 def absolute(place: Place) -> Place:
     """The place as other processes, which run in folders of their own, can name it."""
+    place = parse_place(place)
     return place.absolute() if isinstance(place, Path) else place
 
 
 def exists(place: Place) -> bool:
     """Whether there is anything at a place."""
+    place = parse_place(place)
     return place.exists() if isinstance(place, Path) else bool(folder_at(place).sizes())
 
 

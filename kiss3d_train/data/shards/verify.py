@@ -84,6 +84,9 @@ def damage_of(
         shard: one of its shards.
         index: of the data set, for its layout and tile.
         sizes: of the files in the folder.
+
+    Raises:
+        InputError: the shard is there and cannot be opened, which says nothing about its samples.
     """
     cut: tuple[str, ...] = ()
     try:
@@ -94,8 +97,19 @@ def damage_of(
         lost = {sample.key: "its shard is missing" for sample in shard.samples}
         return ShardDamage(cut, lost, is_cut=True)
     with folder.fetched(shard.name) as path:
+        _require_readable(path)
         samples = dict(_sample_damage(path, shard, index))
         return ShardDamage(cut or tuple(_tar_damage(path, shard)), samples, is_cut=bool(cut))
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise InputError(
+            f"a shard cannot be opened: {error.strerror}", where=path, fix="see to its permissions"
+        ) from error
 
 
 def _tar_damage(path: Path, shard: IndexedShard) -> Iterator[str]:

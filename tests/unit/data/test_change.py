@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,6 +204,24 @@ def test_an_interrupted_repair_leaves_the_data_set_as_it_was(
     assert len(repair(grown).dropped) == 1
     verify(grown)
     assert {path.name for path in grown.glob("*.tar")} == {s.name for s in load_index(grown).shards}
+
+
+def test_a_shard_that_may_not_be_opened_is_not_taken_for_damaged(
+    grown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = tars(grown), Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".tar":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    for job in (verify, repair):
+        with pytest.raises(InputError, match="cannot be opened: Permission denied"):
+            job(grown)
+    monkeypatch.undo()
+    assert tars(grown) == before and verify(grown).parents == ()
 
 
 def test_a_data_set_without_a_sound_sample_is_not_emptied(grown: Path) -> None:
