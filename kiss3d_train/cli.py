@@ -173,14 +173,14 @@ def shard(
     """Pack rendered bundles into WebDataset tars with an index and checksums."""
     from kiss3d_train.data.job_records import record_shards
     from kiss3d_train.data.job_run import job_run
-    from kiss3d_train.data.shards import append_shards, write_shards
+    from kiss3d_train.data.shards import ShardIndex, append_shards, write_shards
     from kiss3d_train.data.storage import parse_place
 
     place = parse_place(out)
     params = {"rendered": rendered, "out": out, "append": append}
     with job_run("shard", tracking_uri, params, made_of=rendered) as run:
         made = append_shards(rendered, place) if append else write_shards(rendered, place)
-        record_shards(run, getattr(made, "index", made), rendered, place)
+        record_shards(run, made if isinstance(made, ShardIndex) else made.index, rendered, place)
     typer.echo(made)
 
 
