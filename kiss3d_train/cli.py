@@ -114,6 +114,9 @@ def render(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    orientation: Annotated[
+        Path | None, typer.Option(help="JSON or CSV: key or uid -> azimuth of the front, degrees.")
+    ] = None,
     tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
@@ -126,9 +129,43 @@ def render(
     views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
     params = {"source": source, "out": out, "tile": tile, "layout": views, "limit": limit}
     with job_run("render", tracking_uri, params) as run:
-        summary = render_source(source, out, tile=tile, layout=views, limit=limit, device=device)
+        summary = render_source(
+            source,
+            out,
+            tile=tile,
+            layout=views,
+            limit=limit,
+            device=device,
+            orientation=orientation,
+        )
         record_render(run, summary, source)
     typer.echo(summary)
+
+
+@data.command()
+def curate(
+    rendered: Annotated[Path, typer.Argument(help="Folder left by 'data render'.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Filters and subsets; default as configs/data/curation.yaml."),
+    ] = None,
+    overrides: Overrides = None,
+    tracking_uri: TrackingUri = _RUNS,
+) -> None:
+    """Decide which rendered bundles are fit for training, and say why the others are not."""
+    from kiss3d_infer.config import load_config
+    from kiss3d_train.data.curation import CurationConfig
+    from kiss3d_train.data.curation import curate as curate_folder
+    from kiss3d_train.data.job_records import record_curation
+    from kiss3d_train.data.job_run import job_run
+
+    resolved = load_config(CurationConfig, config, overrides or ())
+    with job_run(
+        "curate", tracking_uri, {key: value for key, value, _ in resolved.rows()}, made_of=rendered
+    ) as run:
+        curation = curate_folder(rendered, resolved.config)
+        record_curation(run, curation, rendered)
+    typer.echo(curation)
 
 
 @data.command()
@@ -168,18 +205,22 @@ def shard(
     append: Annotated[
         bool, typer.Option("--append", help="Add new samples to the data set that is there.")
     ] = False,
+    subset: Annotated[
+        str | None, typer.Option(help="Only a subset that 'data curate' names, e.g. 50k.")
+    ] = None,
     tracking_uri: TrackingUri = _RUNS,
 ) -> None:
-    """Pack rendered bundles into WebDataset tars with an index and checksums."""
+    """Pack rendered bundles, if curated the accepted ones, into tars with an index."""
     from kiss3d_train.data.job_records import record_shards
     from kiss3d_train.data.job_run import job_run
-    from kiss3d_train.data.shards import ShardIndex, append_shards, write_shards
+    from kiss3d_train.data.shards import Appended, ShardIndex, append_shards, write_shards
     from kiss3d_train.data.storage import parse_place
 
     place = parse_place(out)
-    params = {"rendered": rendered, "out": out, "append": append}
+    params = {"rendered": rendered, "out": out, "append": append, "subset": subset}
+    write = append_shards if append else write_shards
     with job_run("shard", tracking_uri, params, made_of=rendered) as run:
-        made = append_shards(rendered, place) if append else write_shards(rendered, place)
+        made: ShardIndex | Appended = write(rendered, place, subset=subset)
         record_shards(run, made if isinstance(made, ShardIndex) else made.index, rendered, place)
     typer.echo(made)
 
@@ -222,13 +263,25 @@ def encode(
 
 @data.command()
 def inspect(
-    folder: Shards,
-    out: Annotated[Path, typer.Option("--out", help="Contact sheet to write, a .png file.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder or URL of shards, or folder of rendered bundles.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="A page to write, .html, or a contact sheet of shards, .png."),
+    ],
 ) -> None:
-    """Print statistics of a data set and write a contact sheet."""
-    from kiss3d_train.data.shards import inspect as inspect_shards
+    """Show a data set: a page of counts, histograms and pictures, or a contact sheet."""
+    from kiss3d_train.data.storage import parse_place
 
-    typer.echo(inspect_shards(folder, out))
+    if out.suffix.lower() == ".png":
+        from kiss3d_train.data.shards import inspect as inspect_shards
+
+        typer.echo(inspect_shards(parse_place(folder), out))
+    else:
+        from kiss3d_train.data.report import write_page
+
+        typer.echo(write_page(parse_place(folder), out))
 
 
 @data.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train.data.captions.job import CAPTION_QUARANTINE, CaptionSummary
+from kiss3d_train.data.curation import CURATION_NAME, Curation
 from kiss3d_train.data.job_run import JobRun
 from kiss3d_train.data.order import Permutation
 from kiss3d_train.data.render import QUARANTINE_NAME, RenderSummary
@@ -47,6 +48,25 @@ def record_captions(run: JobRun, summary: CaptionSummary) -> None:
 
     run.at_end(record)
     run.made(summary.folder)
+
+
+def record_curation(run: JobRun, curation: Curation, folder: Path) -> None:
+    """Tell of a curation: counts by filter and subset, every decision, and the data set."""
+
+    def record(tracker: Tracker, _: Path) -> None:
+        accepted = curation.num_accepted()
+        counts: dict[str, float] = {
+            "accepted": accepted,
+            "rejected": len(curation.decisions) - accepted,
+            **{f"rejected_by/{name}": n for name, (n, _) in curation.rejected_by().items()},
+            **{f"subset/{name}": count for name, count in curation.subset_sizes().items()},
+        }
+        _log_counts(tracker, counts)
+        _log_file(tracker, folder / CURATION_NAME)
+        _log_samples(tracker, folder, str(folder), "curated")
+
+    run.at_end(record)
+    run.made(folder)
 
 
 def record_shards(run: JobRun, index: ShardIndex, rendered: Path, out: Place) -> None:

@@ -13,6 +13,7 @@ from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, writing
 from kiss3d_infer.progress import track
+from kiss3d_train.data.curation.orientation import FrontEstimator, annotated
 from kiss3d_train.data.rendering.record import Record
 from kiss3d_train.data.rendering.sample import (
     DEFAULT_LIMITS,
@@ -85,6 +86,8 @@ def render_source(
     num_workers: int | None = None,
     device: str = "cpu",
     limits: RenderLimits = DEFAULT_LIMITS,
+    orientation: Path | None = None,
+    estimator: FrontEstimator | None = None,
 ) -> RenderSummary:
     """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
 
@@ -104,6 +107,8 @@ def render_source(
         device: "cpu", or "cuda": the workers share Ray's GPUs, and the bytes may differ slightly
             from the CPU's and from one run to the next.
         limits: of each mesh; one that goes beyond them is quarantined.
+        orientation: file of annotated fronts, see `read_fronts`; it overrules the source.
+        estimator: asked for the fronts that neither the file nor the source gives.
 
     Raises:
         InputError: no such source, another tile size, `out` cannot be written, another job works
@@ -114,9 +119,12 @@ def render_source(
         raise InputError(f"cannot render on '{device}'", where="device", fix="use cpu or cuda")
     source = open_source(spec)
     items = source.items()
+    if orientation is not None:
+        items = annotated(items, orientation)
     _require_different_keys(items)
     with locked(out):
-        job = RenderJob(absolute_spec(spec), out.resolve(), tile, layout, device, limits)
+        place = absolute_spec(spec)
+        job = RenderJob(place, out.resolve(), tile, layout, device, limits, estimator)
         _claim_name(job)
         for left_by_a_kill in job.out.glob(".*.partial.*"):
             left_by_a_kill.unlink(missing_ok=True)
@@ -191,7 +199,7 @@ def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
         made = made_from(job, source, item)
     except (OSError, ValueError, InputError):
         return False
-    is_same = isinstance(meta, dict) and made.items() <= meta.items()
+    is_same = isinstance(meta, dict) and made.items() <= meta.items() and "statistics" in meta
     return is_same and picture.is_file()
 
 

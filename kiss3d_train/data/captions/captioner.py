@@ -63,10 +63,16 @@ class Sample:
     @property
     def item(self) -> MeshItem:
         """What the source said of the mesh, without a caption."""
-        texts = {name: str(self.meta.get(name) or "") for name in ("name", "category", "source")}
-        tags = tuple(str(tag) for tag in self.meta.get("tags") or ())
         return MeshItem(
-            key=self.key, caption=None, tags=tags, licence=None, author=None, locator="", **texts
+            key=self.key,
+            name=str(self.meta.get("name") or ""),
+            caption=None,
+            category=str(self.meta.get("category") or ""),
+            tags=tuple(str(tag) for tag in self.meta.get("tags") or ()),
+            source=str(self.meta.get("source") or ""),
+            licence=None,
+            author=None,
+            locator="",
         )
 
 

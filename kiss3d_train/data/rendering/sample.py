@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_train.data.captions.captioner import CaptionSource
 from kiss3d_train.data.captions.names import caption_of
+from kiss3d_train.data.curation.orientation import FrontEstimator, oriented
 from kiss3d_train.data.rendering.record import Record, record_of
 from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
 
@@ -49,6 +50,7 @@ class RenderJob:
     layout: BundleLayout
     device: str = "cpu"
     limits: RenderLimits = DEFAULT_LIMITS
+    estimator: FrontEstimator | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def render_item(job: RenderJob, item: MeshItem) -> Record | None:
     paths_of(job, item)[1].unlink(missing_ok=True)
     try:
         made = made_from(job, source, item)
-        item = source.describe(item)
-        mesh, bundle, measurements = _rendered(source.load(item), job)
+        described = source.describe(item)
+        item = described if item.front is None else replace(described, front=item.front)
+        item, loaded = oriented(item, source.load(item), job.estimator)
+        mesh, bundle, measurements = _rendered(loaded, job)
     except InputError as error:
         return record_of(asdict(item), error.what)
     except Exception as error:
@@ -90,6 +94,8 @@ def made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, A
     """All that a sample depends on, as its description records it."""
     return {
         "fingerprint": source.fingerprint(item),
+        "annotated_front": item.front,
+        "front_estimator": job.estimator and job.estimator.name,
         "tile": job.tile,
         "layout": job.layout.model_dump(mode="json"),
     }
@@ -118,6 +124,7 @@ def _write_sample(
     job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, made: dict[str, Any]
 ) -> None:
     from kiss3d_infer.bundle.image import encode_image
+    from kiss3d_train.data.curation.statistics import statistics_of
 
     picture, description = paths_of(job, item)
     image = encode_image(bundle, "png")
@@ -128,6 +135,7 @@ def _write_sample(
         "mesh_sha256": mesh_sha256(mesh),
         "num_faces": len(mesh.faces),
         "bundle_sha256": sha256_of(image),
+        "statistics": statistics_of(mesh, bundle).model_dump(mode="json"),
         **made,
         "kiss3d_version": __version__,
     }

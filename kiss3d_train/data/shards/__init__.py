@@ -5,7 +5,7 @@ A data set is a folder of `train-00000.tar`, `val-00000.tar`, ... and `index.jso
 index makes any sample reachable with one read, and carries the checksums. Nothing is unpickled.
 """
 
-from kiss3d_train.data.shards.change import append_shards, repair
+from kiss3d_train.data.shards.change import Appended, append_shards, repair
 from kiss3d_train.data.shards.index import (
     SPLITS,
     IndexedSample,
@@ -21,6 +21,7 @@ from kiss3d_train.data.shards.writer import write_shards
 
 __all__ = [
     "SPLITS",
+    "Appended",
     "IndexedSample",
     "IndexedShard",
     "ShardIndex",

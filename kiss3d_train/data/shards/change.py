@@ -16,6 +16,7 @@ from typing import Any
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked
 from kiss3d_infer.progress import track
+from kiss3d_train.data.curation import accepted_only
 from kiss3d_train.data.shards.index import (
     IndexedShard,
     ShardIndex,
@@ -93,6 +94,7 @@ def append_shards(
     rendered: Path,
     place: Place,
     *,
+    subset: str | None = None,
     val_share: float = 0.05,
     max_samples: int = 1000,
     max_bytes: int = 256 << 20,
@@ -103,8 +105,9 @@ def append_shards(
     with a folder that grew. Its split follows from its key as in `write_shards`.
 
     Args:
-        rendered: folder of `<key>.bundle.png` and `<key>.json`.
+        rendered: folder of `<key>.bundle.png` and `<key>.json`; what `curate` rejects is left out.
         place: the data set.
+        subset: only the samples of a subset that a curation names.
         val_share: share of the new samples held out for validation.
         max_samples: per shard.
         max_bytes: per shard, of member bytes.
@@ -114,7 +117,7 @@ def append_shards(
             or another job is changing it.
     """
     with _changing(place) as (folder, index):
-        samples = rendered_samples(rendered)
+        samples = accepted_only(rendered, rendered_samples(rendered), subset)
         if common_settings(samples, rendered) != (index.layout, index.tile):
             raise InputError(
                 f"the samples have another layout or tile size than the data set at {place}",

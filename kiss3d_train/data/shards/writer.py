@@ -22,6 +22,7 @@ from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.progress import track
+from kiss3d_train.data.curation import accepted_only
 from kiss3d_train.data.shards.index import (
     INDEX_NAME,
     ImageFormat,
@@ -57,6 +58,7 @@ def write_shards(
     rendered: Path,
     out: Place,
     *,
+    subset: str | None = None,
     image_format: ImageFormat = "webp",
     val_share: float = 0.05,
     max_samples: int = 1000,
@@ -69,8 +71,9 @@ def write_shards(
     spread over the shards.
 
     Args:
-        rendered: folder of `<key>.bundle.png` and `<key>.json`.
+        rendered: folder of `<key>.bundle.png` and `<key>.json`; what `curate` rejects is left out.
         out: a new folder, or a URL.
+        subset: only the samples of a subset that a curation names.
         image_format: lossless "webp" (smaller) or "png".
         val_share: share of samples held out for validation; at least one of two or more, and never
             all.
@@ -78,12 +81,12 @@ def write_shards(
         max_bytes: per shard, of member bytes; a larger sample gets a shard of its own.
 
     Raises:
-        InputError: no samples, samples of several layouts or tile sizes, a damaged sample, or
-            `out` holds something else.
+        InputError: no samples, samples of several layouts or tile sizes, a damaged sample, a
+            curation that is out of date, or `out` holds something else.
     """
     target = folder_at(out)
     _require_no_other(target)
-    samples = rendered_samples(rendered)
+    samples = accepted_only(rendered, rendered_samples(rendered), subset)
     layout, tile = common_settings(samples, rendered)
     packing = Packing(image_format, max_samples, max_bytes)
     with _appearing(target) as folder:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kiss3d_infer.config import Config, explain
+from kiss3d_infer.config import Config, Number, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.load import load_mesh
@@ -35,6 +35,8 @@ class Sidecar(Config):
     tags: tuple[str, ...] = ()
     licence: str | None = None
     author: str | None = None
+    front: Number | None = None
+    """Azimuth of the front in degrees, see `MeshItem`."""
 
     def said(self) -> dict[str, Any]:
         """The fields that say something, to replace an item's."""

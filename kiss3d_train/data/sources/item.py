@@ -35,6 +35,8 @@ class MeshItem:
     """What the source itself calls the mesh: a path in a folder, Objaverse's uid, a URL."""
     sha256: str | None = None
     """Of the mesh file alone; None until `describe`, and for a mesh that is in no file."""
+    front: float | None = None
+    """Azimuth in degrees at which the mesh, as loaded, shows its front; None = not known, +Z."""
 
 
 class MeshSource(Protocol):
