@@ -14,7 +14,7 @@ from kiss3d_infer.errors import InputError
 LOCK_NAME = ".lock"
 """Left in a folder that a job has worked in; it means nothing once the job has ended."""
 _CHUNK_BYTES = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_NAME = 200
 """Bytes; file systems allow 255, and the name aside is longer."""
 
@@ -32,20 +32,28 @@ def writing(path: Path) -> Iterator[Path]:
     folder = writable_folder(path.parent)
     aside = folder / f".{path.stem}.{os.getpid()}.{os.urandom(3).hex()}.partial{path.suffix}"
     try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise InputError(
-            f"the file cannot be written: {error.strerror}",
-            where=path,
-            fix="free some space, then run the same again",
-        ) from error
+        with explaining_full_disk(path):
+            yield aside
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining_full_disk(where: object) -> Iterator[None]:
+    """Say in a sentence that there is no space left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise InputError(
+            f"the disk is full: {error.strerror}",
+            where=where,
+            fix="free some space, then run the same again",
+        ) from error
 
 
 def check_writable(path: Path) -> None:

@@ -7,7 +7,6 @@ webdataset. Credentials and endpoints come from where each store's own tools loo
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
+from kiss3d_infer.files import DISK_FULL, explaining_full_disk, writing
 
 Place = Path | str
 """A path, or a URL of one of `SCHEMES`."""
@@ -29,7 +28,6 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _TRIES = 6
 _FIRST_DELAY = 0.5
 """Seconds before the second try; doubled before each further one."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Range = tuple[int, int]
 """(offset, size) in a file."""
@@ -180,7 +178,7 @@ class LocalFolder:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Write aside, then rename."""
-        with explaining_full_disk(self.place), writing(self.place / name) as aside:
+        with writing(self.place / name) as aside:
             yield aside
 
     def remove(self, name: str) -> None:
@@ -285,7 +283,7 @@ def persistently(request: Callable[[], T], where: object) -> T:
                 f"the store refuses access: {error}", where=where, fix="check its credentials"
             ) from error
         except Exception as error:  # every store's library has its own
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
             if attempt == _TRIES - 1:
                 raise UnreachableError(
@@ -293,18 +291,3 @@ def persistently(request: Callable[[], T], where: object) -> T:
                 ) from error
             time.sleep(_FIRST_DELAY * 2**attempt)
     raise AssertionError
-
-
-@contextmanager
-def explaining_full_disk(where: object) -> Iterator[None]:
-    """Say in a sentence that there is no space left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise InputError(
-            f"the disk is full: {error.strerror}",
-            where=where,
-            fix="free some space; the same command then goes on",
-        ) from error
