@@ -21,6 +21,7 @@ _NUM_ACCEPTED = 36
 _NUM_PER_FILTER = 12
 _PICTURE_WIDTH = 400
 _QUALITY = 70
+_CREDITS = ("author", "licence")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Card:
 
     source: str
     title: str
+    credit: str
     lines: tuple[str, ...]
 
 
@@ -180,7 +182,8 @@ def _card(entry: Entry) -> Card:
     reasons = () if entry.decision is None else tuple(entry.decision.reasons.items())
     lines = tuple(f"{name}: {finding.reason}" for name, finding in reasons)
     caption = str(entry.meta.get("caption", ""))
-    return Card(_embedded(entry.picture()), entry.key, (caption, *lines))
+    credit = ", ".join(str(entry.meta[name]) for name in _CREDITS if entry.meta.get(name))
+    return Card(_embedded(entry.picture()), entry.key, credit, (caption, *lines))
 
 
 def _embedded(data: bytes) -> str:
