@@ -127,7 +127,8 @@ def render(
     from kiss3d_train.data.render import render_source
 
     views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
-    params = {"source": source, "out": out, "tile": tile, "layout": views, "limit": limit}
+    settings = views.model_dump_json()
+    params = {"source": source, "out": out, "tile": tile, "layout": settings, "limit": limit}
     with job_run("render", tracking_uri, params) as run:
         summary = render_source(
             source,
