@@ -221,6 +221,7 @@ class ApiCaptioner:
             openai.PermissionDeniedError,
             openai.NotFoundError,
         ) as e:
+            self.stop()
             raise InputError(
                 f"the endpoint refuses: {_first_line(e)}",
                 where=self._endpoint.url,

@@ -43,14 +43,12 @@ def artifacts(uri: str, run: Any) -> set[str]:
 
 
 def test_a_render_job_is_a_run_with_counts_data_and_pictures(
-    uri: str, quick: None, rendered: Path
+    uri: str, quick: None, samples: Path
 ) -> None:
-    quarantine = rendered / "quarantine.jsonl"
-    quarantine.write_text("{}\n")
+    (samples / "quarantine.jsonl").write_text("{}\n")
     with job_run("render", uri, {"tile": 24, "layout": None}) as run:
-        record_render(run, RenderSummary(rendered, 10, 4, 1, 2.0), "toybox:14")
+        record_render(run, RenderSummary(samples, 10, 4, 1, 2.0), "toybox:14")
     found = last_run(uri)
-    quarantine.unlink()
     assert (found.info.status, found.info.run_name) == ("FINISHED", "render")
     assert found.data.params.items() >= {"tile": "24", "layout": "None"}.items()
     assert found.data.metrics == {
@@ -58,11 +56,11 @@ def test_a_render_job_is_a_run_with_counts_data_and_pictures(
         **{"perf/seconds": 2.0, "perf/samples_per_s": 5.0},
     }
     (used,) = found.inputs.dataset_inputs
-    assert used.dataset.digest == manifest_digest(rendered)[:36]
-    assert (used.dataset.name, used.tags[0].value) == (rendered.name, "rendered")
+    assert used.dataset.digest == manifest_digest(samples)[:36]
+    assert (used.dataset.name, used.tags[0].value) == (samples.name, "rendered")
     assert "toybox:14" in used.dataset.source
     assert artifacts(uri, found) == {"contact_sheet.png", "quarantine.jsonl"}
-    assert data_run_tags(rendered) == {"data.run_id": found.info.run_id}
+    assert data_run_tags(samples) == {"data.run_id": found.info.run_id}
 
 
 def test_the_manifest_changes_with_a_caption(rendered: Path, samples: Path) -> None:
