@@ -37,10 +37,7 @@ class Quarantine:
             self._records[key] = record
 
     def save(self) -> None:
-        """Write the file, or remove it when nothing is in it."""
-        if not self._records:
-            self.path.unlink(missing_ok=True)
-            return
+        """Write the file, empty if all went well."""
         lines = [
             json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records)
         ]

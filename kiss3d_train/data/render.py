@@ -14,7 +14,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation.orientation import FrontEstimator, annotated
-from kiss3d_train.data.rendering.record import Record
+from kiss3d_train.data.quarantine import Quarantine
 from kiss3d_train.data.rendering.sample import (
     DEFAULT_LIMITS,
     RenderJob,
@@ -135,8 +135,8 @@ def _render_missing(
     job: RenderJob, source: MeshSource, items: Sequence[MeshItem], num_workers: int | None
 ) -> RenderSummary:
     missing = [item for item in items if not _is_whole(job, source, item)]
-    quarantine = _Quarantine(job.out / QUARANTINE_NAME)
-    began = time.monotonic()
+    quarantine = Quarantine(job.out / QUARANTINE_NAME)
+    began, num_failed = time.monotonic(), 0
     try:
         if missing:
             with ray_session(num_workers or 1) as resources, unwrapped():
@@ -145,13 +145,14 @@ def _render_missing(
                 with closing(outcomes(job, missing, workers, share)) as ended:
                     for key, record in track(ended, "rendering", len(missing)):
                         quarantine.note(key, record)
+                        num_failed += record is not None
     finally:
         quarantine.save()
     return RenderSummary(
         out=job.out,
-        rendered=len(missing) - quarantine.num_noted,
+        rendered=len(missing) - num_failed,
         kept=len(items) - len(missing),
-        quarantined=quarantine.num_noted,
+        quarantined=num_failed,
         seconds=time.monotonic() - began,
     )
 
@@ -201,30 +202,3 @@ def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
         return False
     is_same = isinstance(meta, dict) and made.items() <= meta.items() and "statistics" in meta
     return is_same and picture.is_file()
-
-
-class _Quarantine:
-    """The meshes that could not be rendered, one line each, ordered by key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_noted = 0
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self._records: dict[str, Record] = {
-            record["key"]: record for record in map(json.loads, lines)
-        }
-
-    def note(self, key: str, record: Record | None) -> None:
-        """Note a mesh's failure, or with None that it could be rendered."""
-        self._records.pop(key, None)
-        if record is not None:
-            self.num_noted += 1
-            self._records[key] = record
-
-    def save(self) -> None:
-        """Write the file."""
-        lines = [
-            json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records)
-        ]
-        with writing(self.path) as aside:
-            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

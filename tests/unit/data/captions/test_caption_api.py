@@ -168,7 +168,7 @@ def test_an_answer_that_is_no_caption_is_asked_for_once_more_and_never_stored(
     assert len(server.requests) == 4
     (samples / CAPTION_QUARANTINE).unlink()
     assert ask(server, samples, limit=2).captioned == 1
-    assert not (samples / CAPTION_QUARANTINE).exists()
+    assert (samples / CAPTION_QUARANTINE).read_text() == ""
 
 
 @pytest.mark.parametrize(
