@@ -247,7 +247,18 @@ class _Palette:
             opacity = float(dissolve[0])
         name = str(getattr(material, "name", None) or UNPAINTED.name)
         color = (float(red), float(green), float(blue))
-        return Material(name, color, texture, opacity if is_blended else 1.0)
+        painted = Material(name, color, texture, opacity if is_blended else 1.0)
+        return self._glossy(painted, material) if self.file_type in _LINEAR_COLORS else painted
+
+    def _glossy(self, painted: Material, material: Any) -> Material:
+        """With glTF's metallic and roughness, which are 1 where the file does not say."""
+        image = material.metallicRoughnessTexture
+        metallic, roughness = (
+            1.0 if factor is None else float(factor)
+            for factor in (material.metallicFactor, material.roughnessFactor)
+        )
+        gloss_map = None if image is None else self._texture(image)
+        return replace(painted, metallic=metallic, roughness=roughness, gloss_map=gloss_map)
 
     def _texture(self, image: Any) -> Tensor:
         # For an OBJ, trimesh opens a picture anew for every material that names it.

@@ -20,6 +20,9 @@ class Material:
         opacity: 1 = opaque. Kept for export; rendering treats every surface as opaque.
         normal_map: [H, W, 3] tangent-space normals as (n + 1) / 2, green toward +v (OpenGL, glTF),
             in the frames of `vertex_tangents`. Kept for export; rendering ignores it.
+        metallic: 0 = paint, wood, plastic; 1 = bare metal. Export ignores it, like the next two.
+        roughness: 0 = a mirror, 1 = matt.
+        gloss_map: [H, W, 3] in [0, 1]: green multiplies the roughness, blue the metallic (glTF).
     """
 
     name: str
@@ -27,6 +30,14 @@ class Material:
     texture: Tensor | None = None
     opacity: float = 1.0
     normal_map: Tensor | None = None
+    metallic: float = 0.0
+    roughness: float = 1.0
+    gloss_map: Tensor | None = None
+
+    @property
+    def is_matt(self) -> bool:
+        """Whether it reflects nothing like a mirror."""
+        return self.metallic == 0 and self.roughness == 1 and self.gloss_map is None
 
 
 UNPAINTED = Material("unpainted", (0.8, 0.8, 0.8))

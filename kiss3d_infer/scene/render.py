@@ -10,12 +10,13 @@ from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.color import to_srgb
+from kiss3d_infer.scene.gloss import Gloss
 from kiss3d_infer.scene.lighting import ALBEDO, STUDIO, Light, Lighting, Shown
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.raster import rasterizer_for
 from kiss3d_infer.scene.surface import Surface
 
-__all__ = ["ALBEDO", "STUDIO", "Lighting", "Views", "render_bundle", "render_views"]
+__all__ = ["ALBEDO", "STUDIO", "Lighting", "Views", "bundle_of", "render_bundle", "render_views"]
 
 _TEXELS_PER_PIXEL = 2  # a texture wider than this many times the picture is reduced first
 _SAMPLES_AT_ONCE = 2**24
@@ -83,6 +84,11 @@ def render_bundle(
     It lies in main memory, wherever it was drawn.
     """
     views = render_views(mesh, layout.cameras, tile, lighting=lighting, device=device)
+    return bundle_of(views, layout)
+
+
+def bundle_of(views: Views, layout: BundleLayout) -> Bundle:
+    """The views of a layout's cameras as a bundle, in main memory."""
     covered = views.alpha > 0
     opaque = (views.rgb - (1 - views.alpha)) / torch.where(covered, views.alpha, 1.0)
     return Bundle.from_views(opaque, views.normals, views.alpha, layout)
@@ -127,14 +133,29 @@ def _samples(surface: Surface, cameras: Cameras, size: int, lighting: Light) -> 
     normals, colors, uv = torch.split(interpolated, surface.widths, dim=1)
     behind = _seen_from_behind(surface.vertices, cameras)[view, face, None]
     normals = normalize(torch.where(behind, -normals, normals), dim=1)
+    rotations = cameras.rotations.to(device)
+    gloss = None
+    if surface.gloss is not None and lighting.sees_gloss:
+        values = surface.gloss.at(surface.material_index[face], uv)
+        _, roughness, metallic = torch.split(values, 1, dim=1)
+        gloss = Gloss(metallic, roughness, _to_viewer(cameras, where, size, rotations))
     albedo = surface.albedo(face, colors, uv)
-    light = lighting.shade(Shown(albedo, normals, view, cameras.rotations.to(device)))
+    light = lighting.shade(Shown(albedo, normals, view, rotations, gloss))
 
     nearness = cameras.nearness(fragments.depth.flatten()[where, None])
     values = torch.cat([light, normals, torch.ones_like(nearness), nearness], dim=1)
     picture = values.new_zeros(num_views * size**2, values.shape[1])
     picture[where] = values
     return picture.reshape(num_views, size, size, -1)
+
+
+def _to_viewer(cameras: Cameras, where: Tensor, size: int, rotations: Tensor) -> Tensor:
+    """Unit vectors [P, 3] to the viewer, in the world, from what flat indices [P] show."""
+    view, row, column = where // size**2, where // size % size, where % size
+    right, up = (2 * column + 1) / size - 1, 1 - (2 * row + 1) / size
+    toward = torch.stack([-right, -up, torch.full_like(up, cameras.focal)], dim=1)
+    turned = (rotations[view] @ normalize(toward, dim=1)[..., None]).squeeze(-1)
+    return turned
 
 
 def _seen_from_behind(vertices: Tensor, cameras: Cameras) -> Tensor:

@@ -1,6 +1,7 @@
 """A mesh made ready for drawing on a device."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Textures:
         texels = torch.cat([picture.flatten(0, 1) for picture in pictures])
         return cls(texels, torch.tensor(places).to(texels.device))
 
+    def to(self, device: torch.device | str) -> "Textures":
+        """The same on another device."""
+        return Textures(self.texels.to(device), self.places.to(device))
+
     def sample(self, index: Tensor, uv: Tensor) -> Tensor:
         """Bilinear lookup with repeat wrapping, as `raster.texture.sample_texture`.
 
@@ -54,6 +59,33 @@ class Textures:
 
 
 @dataclass(frozen=True)
+class Paint:
+    """A property of M materials: a factor of each, and for some of them a picture."""
+
+    factors: Tensor  # [M, C]
+    picture: Tensor  # [M] int64 into `pictures`, -1 = none
+    pictures: Textures | None
+
+    @classmethod
+    def of(cls, factors: Tensor, pictures: Sequence[Tensor | None]) -> "Paint":
+        """Pack the pictures, [h, w, C] each; materials may share one."""
+        distinct = {id(picture): picture for picture in pictures if picture is not None}
+        places = {key: place for place, key in enumerate(distinct)}
+        index = torch.tensor([places.get(id(picture), -1) for picture in pictures])
+        packed = Textures.of(list(distinct.values())) if distinct else None
+        return cls(factors, index.to(factors.device), packed)
+
+    def at(self, material: Tensor, uv: Tensor) -> Tensor:
+        """The property [P, C] at points of the materials [P], with uv [P, 2] if it is needed."""
+        values = self.factors[material]
+        if self.pictures is not None:
+            picture = self.picture[material]
+            here = (picture >= 0).nonzero().flatten()
+            values[here] = values[here] * self.pictures.sample(picture[here], uv[here])
+        return values
+
+
+@dataclass(frozen=True)
 class Surface:
     """Every face has its own three corners: two faces may differ in normal at a shared vertex.
 
@@ -64,9 +96,8 @@ class Surface:
     attributes: Tensor  # [3 F, 3..8]: normal, then colour and uv if there are any
     widths: list[int]  # of the attributes' three parts
     material_index: Tensor  # [F] int64
-    base_colors: Tensor  # [M, 3]
-    texture_index: Tensor  # [M] int64 into `textures`, -1 = none
-    textures: Textures | None
+    colors: Paint
+    gloss: Paint | None  # (unused, roughness, metallic), as in glTF; None = matt all over
 
     @classmethod
     def of(cls, mesh: Mesh, smooth: bool, widest: int, device: torch.device | str) -> "Surface":
@@ -80,54 +111,50 @@ class Surface:
         """
         corners = mesh.faces.flatten().long().to(device)
         materials, index = mesh.face_materials
-        textures, texture_index = _textures(mesh, materials, widest, device)
+        if mesh.uv is None:  # nothing to look pictures up with
+            materials = tuple(replace(m, texture=None, gloss_map=None) for m in materials)
+        colors, gloss = _colors(materials, widest, device), _gloss(materials, widest, device)
         nothing = torch.empty(len(corners), 0, device=device)
-        colors, uv = nothing, nothing
+        vertex_colors, uv = nothing, nothing
         if mesh.vertex_colors is not None:
-            colors = to_linear(mesh.vertex_colors.to(device))[corners]
-        if mesh.uv is not None and textures is not None:
+            vertex_colors = to_linear(mesh.vertex_colors.to(device))[corners]
+        if mesh.uv is not None and any(p and p.pictures for p in (colors, gloss)):
             uv = mesh.uv.to(device)[corners]
         normals = corner_normals(mesh, smooth=smooth, device=device).flatten(0, 1)
         return cls(
             vertices=mesh.vertices.to(device)[corners].reshape(-1, 3, 3),
-            attributes=torch.cat([normals, colors, uv], dim=1),
-            widths=[3, colors.shape[1], uv.shape[1]],
+            attributes=torch.cat([normals, vertex_colors, uv], dim=1),
+            widths=[3, vertex_colors.shape[1], uv.shape[1]],
             material_index=index.long().to(device),
-            base_colors=to_linear(torch.tensor([m.base_color for m in materials])).to(device),
-            texture_index=torch.tensor(texture_index).to(device),
-            textures=textures,
+            colors=colors,
+            gloss=gloss,
         )
 
-    def albedo(self, face: Tensor, colors: Tensor, uv: Tensor) -> Tensor:
+    def albedo(self, face: Tensor, vertex_colors: Tensor, uv: Tensor) -> Tensor:
         """The surface's own colour at P points on the faces [P]: [P, 3]."""
-        material = self.material_index[face]
-        albedo = self.base_colors[material]
-        if colors.shape[1]:
-            albedo = albedo * colors
-        if self.textures is not None:
-            picture = self.texture_index[material]
-            here = (picture >= 0).nonzero().flatten()
-            albedo[here] = albedo[here] * self.textures.sample(picture[here], uv[here])
-        return albedo
+        albedo = self.colors.at(self.material_index[face], uv)
+        return albedo * vertex_colors if vertex_colors.shape[1] else albedo
 
 
-def _textures(
-    mesh: Mesh, materials: tuple[Material, ...], widest: int, device: torch.device | str
-) -> tuple[Textures | None, list[int]]:
-    """The distinct textures, packed, and which of them each material has; -1 = none."""
-    own = [None if mesh.uv is None else material.texture for material in materials]
-    distinct = {id(texture): texture for texture in own if texture is not None}
-    places = {key: place for place, key in enumerate(distinct)}
-    index = [places.get(id(texture), -1) for texture in own]
-    if not distinct:
-        return None, index
-    pictures = [_linear(texture.to(device), widest) for texture in distinct.values()]
-    return Textures.of(pictures), index
+def _colors(materials: Sequence[Material], widest: int, device: torch.device | str) -> Paint:
+    factors = to_linear(torch.tensor([m.base_color for m in materials])).to(device)
+    distinct = {id(m.texture): m.texture for m in materials if m.texture is not None}
+    linear = {key: _halved(to_linear(t.to(device)), widest) for key, t in distinct.items()}
+    return Paint.of(factors, [linear.get(id(m.texture)) for m in materials])
 
 
-def _linear(texture: Tensor, widest: int) -> Tensor:
-    """A texture [H, W, 3] in linear light, halved until no side exceeds `widest`."""
-    planes = to_linear(texture).permute(2, 0, 1)
+def _gloss(materials: Sequence[Material], widest: int, device: torch.device | str) -> Paint | None:
+    if all(material.is_matt for material in materials):
+        return None
+    factors = torch.tensor([(1.0, m.roughness, m.metallic) for m in materials]).to(device)
+    distinct = {id(m.gloss_map): m.gloss_map for m in materials if m.gloss_map is not None}
+    halved = {key: _halved(t.to(device), widest) for key, t in distinct.items()}
+    return Paint.of(factors, [halved.get(id(m.gloss_map)) for m in materials])
+
+
+def _halved(picture: Tensor, widest: int) -> Tensor:
+    """A picture [H, W, C], halved until no side exceeds `widest`."""
+    planes = picture.permute(2, 0, 1)
     while max(planes.shape[1:]) > widest and min(planes.shape[1:]) > 1:
         planes = avg_pool2d(planes, 2)
     return planes.permute(1, 2, 0)
