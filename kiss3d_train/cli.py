@@ -105,39 +105,80 @@ def render(
         ),
     ],
     out: Out,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Recipe, as configs/data/render.yaml; options overrule it."),
+    ] = None,
+    overrides: Overrides = None,
     tile: Annotated[
-        int, typer.Option(min=16, help="Side of a tile in pixels, a multiple of 16.")
-    ] = 512,
+        int | None,
+        typer.Option(min=16, help="Side of a tile in pixels, a multiple of 16; default: 512."),
+    ] = None,
     layout: Annotated[
         Path | None,
         typer.Option(help="Views other than the published ones, e.g. configs/layouts/*.yaml."),
     ] = None,
+    lighting: Annotated[
+        str | None, typer.Option(help="studio (default), albedo, random or environment.")
+    ] = None,
+    environments: Annotated[
+        Path | None, typer.Option(help="Folder of equirectangular .hdr or .png maps.")
+    ] = None,
+    extras: Annotated[
+        str | None, typer.Option(help="Also write some of: normals,depth,masks,random_views.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Meshes at a time; default: one per core.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a mesh may take; default: 300.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB that a mesh may take; default: 8.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N meshes.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     orientation: Annotated[
         Path | None, typer.Option(help="JSON or CSV: key or uid -> azimuth of the front, degrees.")
     ] = None,
     tracking_uri: TrackingUri = _RUNS,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
-    from kiss3d_infer.bundle import PUBLISHED, BundleLayout
     from kiss3d_infer.config import load_config
     from kiss3d_train.data.job_records import record_render
     from kiss3d_train.data.job_run import job_run
     from kiss3d_train.data.render import render_source
+    from kiss3d_train.data.rendering.settings import RenderSettings, option_overrides
 
-    views = PUBLISHED if layout is None else load_config(BundleLayout, layout).config
-    settings = views.model_dump_json()
-    params = {"source": source, "out": out, "tile": tile, "layout": settings, "limit": limit}
+    given = option_overrides(
+        tile=tile,
+        layout=layout,
+        lighting=lighting,
+        environments=environments,
+        extras=extras,
+        device=device,
+        workers=workers,
+        timeout=timeout,
+        memory=memory,
+    )
+    resolved = load_config(RenderSettings, config, [*(overrides or ()), *given])
+    settings = resolved.config
+    params = {"source": source, "out": out, "limit": limit, "orientation": orientation}
+    params |= {key: value for key, value, _ in resolved.rows()}
     with job_run("render", tracking_uri, params) as run:
         summary = render_source(
             source,
             out,
-            tile=tile,
-            layout=views,
+            tile=settings.tile,
+            layout=settings.layout,
             limit=limit,
-            device=device,
+            num_workers=settings.workers,
+            device=settings.device,
+            limits=settings.limits,
+            lighting=settings.lighting,
+            extras=settings.extras,
             orientation=orientation,
+            estimator=settings.front_estimator,
         )
         record_render(run, summary, source)
     typer.echo(summary)

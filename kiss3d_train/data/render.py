@@ -13,18 +13,26 @@ from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, writing
 from kiss3d_infer.progress import track
-from kiss3d_train.data.curation.orientation import FrontEstimator, annotated
+from kiss3d_train.data.curation.orientation import annotated, load_estimator
 from kiss3d_train.data.quarantine import Quarantine
+from kiss3d_train.data.rendering.light import Lights
 from kiss3d_train.data.rendering.sample import (
-    DEFAULT_LIMITS,
     RenderJob,
-    RenderLimits,
+    extra_path,
     made_from,
     mesh_sha256,
     paths_of,
     render_item,
 )
 from kiss3d_train.data.rendering.schedule import gpu_share, outcomes
+from kiss3d_train.data.rendering.settings import (
+    DEFAULT_LIMITS,
+    NO_EXTRAS,
+    STUDIO_LIGHT,
+    ExtraSettings,
+    LightSettings,
+    RenderLimits,
+)
 from kiss3d_train.data.sources import (
     MeshItem,
     MeshSource,
@@ -38,7 +46,6 @@ from kiss3d_train.ray_session import ray_session, unwrapped
 __all__ = [
     "QUARANTINE_NAME",
     "RenderJob",
-    "RenderLimits",
     "RenderSummary",
     "mesh_sha256",
     "render_item",
@@ -86,8 +93,10 @@ def render_source(
     num_workers: int | None = None,
     device: str = "cpu",
     limits: RenderLimits = DEFAULT_LIMITS,
+    lighting: LightSettings = STUDIO_LIGHT,
+    extras: ExtraSettings = NO_EXTRAS,
     orientation: Path | None = None,
-    estimator: FrontEstimator | None = None,
+    estimator: str | None = None,
 ) -> RenderSummary:
     """Render every mesh of a source to `<key>.bundle.png` and `<key>.json`.
 
@@ -107,12 +116,16 @@ def render_source(
         device: "cpu", or "cuda": the workers share Ray's GPUs, and the bytes may differ slightly
             from the CPU's and from one run to the next.
         limits: of each mesh; one that goes beyond them is quarantined.
+        lighting: what light the objects stand in.
+        extras: what else is written for each.
         orientation: file of annotated fronts, see `read_fronts`; it overrules the source.
-        estimator: asked for the fronts that neither the file nor the source gives.
+        estimator: asked for the fronts that neither the file nor the source gives, see
+            `load_estimator`.
 
     Raises:
-        InputError: no such source, another tile size, `out` cannot be written, another job works
-            in it, it holds samples of another source of the same name, or there is no such device.
+        InputError: no such source or device, no environment maps, another tile size, `out` cannot
+            be written, another job works in it, or it holds samples of another source of the same
+            name.
     """
     check_tile(tile)
     if device not in ("cpu", "cuda"):
@@ -121,10 +134,14 @@ def render_source(
     items = source.items()
     if orientation is not None:
         items = annotated(items, orientation)
+    if estimator is not None:
+        load_estimator(estimator)
     _require_different_keys(items)
     with locked(out):
-        place = absolute_spec(spec)
-        job = RenderJob(place, out.resolve(), tile, layout, device, limits, estimator)
+        where, lights = absolute_spec(spec), Lights.of(lighting)
+        job = RenderJob(
+            where, out.resolve(), tile, layout, device, limits, lights, extras, estimator
+        )
         _claim_name(job)
         for left_by_a_kill in job.out.glob(".*.partial.*"):
             left_by_a_kill.unlink(missing_ok=True)
@@ -201,4 +218,5 @@ def _is_whole(job: RenderJob, source: MeshSource, item: MeshItem) -> bool:
     except (OSError, ValueError, InputError):
         return False
     is_same = isinstance(meta, dict) and made.items() <= meta.items() and "statistics" in meta
-    return is_same and picture.is_file()
+    extras = [extra_path(job, item, kind) for kind in job.extras.kinds]
+    return is_same and all(path.is_file() for path in (picture, *extras))

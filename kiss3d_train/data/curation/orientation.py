@@ -8,12 +8,13 @@ bundle. One can be read off a contact sheet.
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -24,15 +25,30 @@ from kiss3d_train.data.sources.item import MeshItem
 _FORMS = 'a JSON object {"key": degrees, ...}, or CSV with the columns key (or uid) and front'
 
 
-class FrontEstimator(Protocol):
-    """Guesses the front of a mesh of which nobody said it; it is sent to workers by pickle."""
+FrontEstimator = Callable[[Mesh], float | None]
+"""Guesses a mesh's front: its azimuth in degrees, or None if it cannot tell."""
 
-    name: str
-    """With a version: samples that another estimator turned are rendered again."""
 
-    def __call__(self, mesh: Mesh) -> float | None:
-        """The azimuth of the mesh's front in degrees; None = cannot tell."""
-        ...
+@lru_cache
+def load_estimator(spec: str) -> FrontEstimator:
+    """The function at `module:function`, which must be importable on every node.
+
+    Raises:
+        InputError: there is no such module or function.
+    """
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"no front estimator can be imported: {error}",
+            where=spec,
+            fix="give module:function, and have the module on PYTHONPATH",
+        ) from error
+    if not callable(found):
+        raise InputError("the front estimator is no function", where=spec)
+    estimator: FrontEstimator = found
+    return estimator
 
 
 def oriented(item: MeshItem, mesh: Mesh, estimator: FrontEstimator | None) -> tuple[MeshItem, Mesh]:

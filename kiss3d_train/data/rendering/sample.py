@@ -15,29 +15,23 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_train.data.captions.captioner import CaptionSource
 from kiss3d_train.data.captions.names import caption_of
-from kiss3d_train.data.curation.orientation import FrontEstimator, oriented
+from kiss3d_train.data.curation.orientation import load_estimator, oriented
+from kiss3d_train.data.rendering.light import STUDIO_LIGHTS, Lights
 from kiss3d_train.data.rendering.record import Record, record_of
+from kiss3d_train.data.rendering.settings import (
+    DEFAULT_LIMITS,
+    FILES,
+    NO_EXTRAS,
+    ExtraName,
+    ExtraSettings,
+    RenderLimits,
+)
 from kiss3d_train.data.sources import MeshItem, MeshSource, open_source
 
 if TYPE_CHECKING:
     from kiss3d_infer.bundle.image import Bundle
+    from kiss3d_infer.scene.lighting import Light
     from kiss3d_infer.scene.mesh import Mesh
-
-
-@dataclass(frozen=True)
-class RenderLimits:
-    """What one mesh may take.
-
-    Attributes:
-        seconds: from its being read to its sample being written.
-        memory_gib: of the process that renders it, in main memory.
-    """
-
-    seconds: float = 300.0
-    memory_gib: float = 8.0
-
-
-DEFAULT_LIMITS = RenderLimits()
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,9 @@ class RenderJob:
     layout: BundleLayout
     device: str = "cpu"
     limits: RenderLimits = DEFAULT_LIMITS
-    estimator: FrontEstimator | None = None
+    lights: Lights = STUDIO_LIGHTS
+    extras: ExtraSettings = NO_EXTRAS
+    estimator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,17 +72,21 @@ def render_item(job: RenderJob, item: MeshItem) -> Record | None:
     source: MeshSource = _source(job.spec)
     # From here on no description vouches for an older sample, even if the mesh is now at fault.
     paths_of(job, item)[1].unlink(missing_ok=True)
+    for kind in FILES:
+        extra_path(job, item, kind).unlink(missing_ok=True)
+    light = job.lights.light(item.key)
     try:
         made = made_from(job, source, item)
         described = source.describe(item)
         item = described if item.front is None else replace(described, front=item.front)
-        item, loaded = oriented(item, source.load(item), job.estimator)
-        mesh, bundle, measurements = _rendered(loaded, job)
+        estimator = load_estimator(job.estimator) if job.estimator else None
+        item, loaded = oriented(item, source.load(item), estimator)
+        rendered = _rendered(loaded, job, item.key, light)
     except InputError as error:
         return record_of(asdict(item), error.what)
     except Exception as error:
         return record_of(asdict(item), f"{type(error).__name__}: {error}"[:500])
-    _write_sample(job, item, mesh, bundle, made | {"measurements": measurements})
+    _write_sample(job, item, rendered, made)
     return None
 
 
@@ -95,9 +95,11 @@ def made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, A
     return {
         "fingerprint": source.fingerprint(item),
         "annotated_front": item.front,
-        "front_estimator": job.estimator and job.estimator.name,
+        "front_estimator": job.estimator,
         "tile": job.tile,
         "layout": job.layout.model_dump(mode="json"),
+        "lighting": job.lights.described(item.key),
+        "extra_settings": job.extras.described(),
     }
 
 
@@ -106,47 +108,76 @@ def paths_of(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
     return job.out / f"{item.key}.bundle.png", job.out / f"{item.key}.json"
 
 
-def _rendered(loaded: Mesh, job: RenderJob) -> tuple[Mesh, Bundle, dict[str, float]]:
+def extra_path(job: RenderJob, item: MeshItem, kind: ExtraName) -> Path:
+    """Where a sample's extra of a kind lies."""
+    return job.out / f"{item.key}.{FILES[kind]}"
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    mesh: Mesh
+    bundle: Bundle
+    extras: dict[ExtraName, bytes]
+    said: dict[str, Any]
+
+
+def _rendered(loaded: Mesh, job: RenderJob, key: str, light: Light) -> _Rendered:
     from kiss3d_infer.bundle.masks import normal_masks
     from kiss3d_infer.bundle.validate import validate
     from kiss3d_infer.scene.framing import framed
-    from kiss3d_infer.scene.render import render_bundle
+    from kiss3d_infer.scene.render import bundle_of, render_views
 
     mesh = framed(loaded, job.layout.cameras)
-    bundle = render_bundle(mesh, job.layout, job.tile, device=job.device)
+    views = render_views(mesh, job.layout.cameras, job.tile, lighting=light, device=job.device)
+    bundle = bundle_of(views, job.layout)
     if not normal_masks(bundle).any((1, 2)).all():
         raise InputError("the mesh is flat: one of the views does not see it")
     measurements = validate(bundle).measurements
-    return mesh, bundle, {name: round(value, 6) for name, value in measurements.items()}
+    said: dict[str, Any] = {
+        "measurements": {name: round(value, 6) for name, value in measurements.items()}
+    }
+    if not job.extras.kinds:
+        return _Rendered(mesh, bundle, {}, said)
+    from kiss3d_train.data.rendering.extras import extra_files
+
+    extras, about = extra_files(job.extras, key, mesh, views, job.layout, light, job.device)
+    described = {
+        kind: {"sha256": sha256_of(data), **about.get(kind, {})} for kind, data in extras.items()
+    }
+    return _Rendered(mesh, bundle, extras, said | {"extras": described})
 
 
 def _write_sample(
-    job: RenderJob, item: MeshItem, mesh: Mesh, bundle: Bundle, made: dict[str, Any]
+    job: RenderJob, item: MeshItem, rendered: _Rendered, made: dict[str, Any]
 ) -> None:
     from kiss3d_infer.bundle.image import encode_image
     from kiss3d_train.data.curation.statistics import statistics_of
 
     picture, description = paths_of(job, item)
-    image = encode_image(bundle, "png")
+    image = encode_image(rendered.bundle, "png")
     meta = {
         **asdict(item),
         "caption": caption_of(item),
         "caption_source": CaptionSource.of_item(item).to_json(),
-        "mesh_sha256": mesh_sha256(mesh),
-        "num_faces": len(mesh.faces),
+        "mesh_sha256": mesh_sha256(rendered.mesh),
+        "num_faces": len(rendered.mesh.faces),
         "bundle_sha256": sha256_of(image),
-        "statistics": statistics_of(mesh, bundle).model_dump(mode="json"),
+        "statistics": statistics_of(rendered.mesh, rendered.bundle).model_dump(mode="json"),
         **made,
+        **rendered.said,
+        "device": job.device,
         "kiss3d_version": __version__,
     }
-    with writing(picture) as aside:
-        aside.write_bytes(image)
+    files = {extra_path(job, item, kind): data for kind, data in rendered.extras.items()}
+    for path, data in (files | {picture: image}).items():
+        with writing(path) as aside:
+            aside.write_bytes(data)
     with writing(description) as aside:
         aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def mesh_sha256(mesh: Mesh) -> str:
-    """A checksum of the mesh as rendered: geometry, colours and textures."""
+    """A checksum of the mesh as rendered: geometry, colours, textures, gloss."""
     digest = hashlib.sha256()
     for name in ("vertices", "faces", "normals", "uv", "vertex_colors", "material_index"):
         tensor = getattr(mesh, name)
@@ -158,4 +189,8 @@ def mesh_sha256(mesh: Mesh) -> str:
         if material.texture is not None:
             digest.update(f"texture {tuple(material.texture.shape)}".encode())
             digest.update(material.texture.contiguous().numpy().tobytes())
+        if not material.is_matt:
+            digest.update(f"gloss {material.metallic} {material.roughness}".encode())
+        if material.gloss_map is not None:
+            digest.update(material.gloss_map.contiguous().numpy().tobytes())
     return digest.hexdigest()

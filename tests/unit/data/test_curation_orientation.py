@@ -11,7 +11,13 @@ from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_infer.scene.mesh import Mesh
-from kiss3d_train.data.curation.orientation import annotated, oriented, read_fronts, turned
+from kiss3d_train.data.curation.orientation import (
+    annotated,
+    load_estimator,
+    oriented,
+    read_fronts,
+    turned,
+)
 from kiss3d_train.data.render import RenderJob, _is_whole, render_item
 from kiss3d_train.data.sources import open_source
 from kiss3d_train.data.sources.toybox import make
@@ -61,27 +67,31 @@ def test_a_changed_annotation_makes_a_sample_out_of_date(tmp_path: Path) -> None
         assert not _is_whole(RenderJob(source, out, TILE, PUBLISHED), open_source(source), other)
 
 
-class _Quarter:
-    name = "a quarter turn"
-
-    def __call__(self, mesh: Mesh) -> float | None:
-        return 90.0
+def quarter(mesh: Mesh) -> float:
+    """An estimator that takes every front to be at 90 degrees."""
+    return 90.0
 
 
 def test_an_estimator_is_asked_only_where_nobody_said_the_front(tmp_path: Path) -> None:
     source = open_source("toybox:1")
     (item,) = source.items()
     mesh = source.load(item)
-    guessed, by_guess = oriented(item, mesh, _Quarter())
+    guessed, by_guess = oriented(item, mesh, quarter)
     assert guessed.front == 90
     assert_close(by_guess.vertices, turned(mesh, 90).vertices)
-    said, by_word = oriented(replace(item, front=180.0), mesh, _Quarter())
+    said, by_word = oriented(replace(item, front=180.0), mesh, quarter)
     assert said.front == 180
     assert_close(by_word.vertices, turned(mesh, 180).vertices)
-    job = RenderJob("toybox:1", tmp_path, TILE, PUBLISHED, _Quarter())
+    job = RenderJob("toybox:1", tmp_path, TILE, PUBLISHED, estimator=f"{__name__}:quarter")
     assert render_item(job, item) is None
     assert _is_whole(job, source, item)
     assert not _is_whole(replace(job, estimator=None), source, item)
+
+
+@pytest.mark.parametrize("spec", ["no_such_module:guess", "math:no_such_name", "math", "math:pi"])
+def test_an_estimator_that_is_none_is_refused(spec: str) -> None:
+    with pytest.raises(InputError, match="front estimator"):
+        load_estimator(spec)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.rendering import process
 from kiss3d_train.data.rendering.process import render_watched
-from kiss3d_train.data.rendering.sample import RenderJob, RenderLimits, RenderRequest
+from kiss3d_train.data.rendering.sample import RenderJob, RenderRequest
+from kiss3d_train.data.rendering.settings import RenderLimits
 from kiss3d_train.data.sources import open_source
 from kiss3d_train.data.sources.toybox import make
 
