@@ -110,8 +110,13 @@ def _averaged(samples: Tensor, supersampling: int) -> Tensor:
     """Pixels [V, H, W, 8] from their samples [V, S, S, 8]; of the nearness the greatest."""
     steps = range(supersampling)
     blocks = [samples[:, y::supersampling, x::supersampling] for y in steps for x in steps]
-    stacked = torch.stack(blocks)  # [samples per pixel, V, H, W, 8]
-    return torch.cat([stacked[..., :7].mean(0), stacked[..., 7:].amax(0)], dim=-1)
+    picture, nearness = blocks[0].clone(), blocks[0][..., 7].clone()
+    for block in blocks[1:]:
+        picture += block
+        torch.maximum(nearness, block[..., 7], out=nearness)
+    picture /= len(blocks)
+    picture[..., 7] = nearness
+    return picture
 
 
 def _samples(surface: Surface, cameras: Cameras, size: int, lighting: Light) -> Tensor:

@@ -1,5 +1,6 @@
 """Bundles drawn on a CUDA device against the CPU's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from kiss3d_infer.bundle.image import load_bundle
 from kiss3d_infer.bundle.masks import normal_masks
 from kiss3d_infer.bundle.validate import validate
 from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.environment import Environment
 from kiss3d_infer.scene.framing import framed
-from kiss3d_infer.scene.mesh import Mesh
+from kiss3d_infer.scene.lighting import random_lights
+from kiss3d_infer.scene.mesh import Material, Mesh
 from kiss3d_infer.scene.render import ALBEDO, render_bundle, render_views
 from kiss3d_train.data.render import render_source
 from kiss3d_train.data.sources.toybox import make
@@ -46,6 +49,18 @@ def test_a_bundle_is_the_same_on_both_devices(index: int) -> None:
     a, b = (normal_code.decode(bundle.normal_colors) for bundle in (on_cpu, on_cuda))
     degrees = (a * b).sum(1).clamp(-1, 1).acos().rad2deg()[inner]
     assert degrees.median() < 0.1
+
+
+def test_metal_in_an_environment_looks_the_same_on_both_devices() -> None:
+    material = Material("lacquer", (0.8, 0.5, 0.2), metallic=0.7, roughness=0.4)
+    mesh = replace(_toy(2), materials=(material,), material_index=None)
+    random = torch.rand(16, 32, 3, generator=torch.Generator().manual_seed(0))
+    for light in (random_lights(0, "toy"), Environment.of(random).turned(70)):
+        on_cpu, on_cuda = (
+            render_bundle(mesh, tile=128, lighting=light, device=device).rgb
+            for device in ("cpu", "cuda")
+        )
+        assert (on_cpu - on_cuda).abs().mean() < 0.003
 
 
 def test_views_drawn_together_are_those_drawn_alone() -> None:
