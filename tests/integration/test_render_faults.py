@@ -29,8 +29,9 @@ _JOB = (
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of one core; jobs of this process and of those it starts find them."""
+    # A process reads the token once: that of an earlier session, and of later ones, is this one's.
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         nodes.add_node(num_cpus=1)
