@@ -143,9 +143,15 @@ def render_source(
             where, out.resolve(), tile, layout, device, limits, lights, extras, estimator
         )
         _claim_name(job)
-        for left_by_a_kill in job.out.glob(".*.partial.*"):
-            left_by_a_kill.unlink(missing_ok=True)
-        return _render_missing(job, source, items[:limit], num_workers)
+        _clear_away_what_kills_left(job.out)
+        summary = _render_missing(job, source, items[:limit], num_workers)
+        _clear_away_what_kills_left(job.out)
+        return summary
+
+
+def _clear_away_what_kills_left(out: Path) -> None:
+    for half_written in out.glob(".*.partial.*"):
+        half_written.unlink(missing_ok=True)
 
 
 def _render_missing(
