@@ -1,6 +1,6 @@
-"""Reconstruct twelve toys on this machine's GPU and CPU: seconds by stage, and bundles per hour.
+"""Reconstruct some toys on this machine's GPU and CPU: seconds by stage, and bundles per hour.
 
-    python -m benchmarks.recon.devices [--out FILE] [--tile 512]
+    python -m benchmarks.recon.devices [--toys 12] [--tile 512] [--out FILE]
 
 The second part runs as many reconstructions at a time as there are cores, or as share the GPU, each
 in a Ray actor of its own that is kept on one core, as a server under load would.
@@ -30,9 +30,9 @@ from kiss3d_infer.scene.render import render_bundle
 from kiss3d_train.data.sources import open_source
 from kiss3d_train.ray_session import ray_session
 
-_TOYS = "toybox:12?seed=2"
+_TOYS = "toybox:{}?seed=2"
 _LEAST_BUNDLES, _BUNDLES_PER_WORKER = 6, 3
-_ON_ONE_GPU = (1, 4, 8, 16)
+_ON_ONE_GPU = (4, 8, 16)
 Row = dict[str, Any]
 
 
@@ -41,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tile", type=int, default=512)
+    parser.add_argument("--toys", type=int, default=12)
     chosen = parser.parse_args()
     machine = describe()
     kind = str(machine.get("gpu", "cpu")).lower().replace(" ", "-")
     out = chosen.out or RESULTS / f"recon-devices-{kind}-{machine['date']}.json"
     report: Row = {"command": "python -m benchmarks.recon.devices", "machine": machine}
     report["tile"] = chosen.tile
-    toys = list(bundles(chosen.tile))
+    toys = list(bundles(chosen.toys, chosen.tile))
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     report["one at a time"] = {}
     for device in devices:
@@ -55,15 +56,15 @@ def main() -> None:
         write(report, out)
     report["many at a time"] = []
     for device in devices:
-        for workers in _ON_ONE_GPU if device == "cuda" else sorted({1, machine["cores"]}):
+        for workers in _ON_ONE_GPU if device == "cuda" else (machine["cores"],):
             if workers <= machine["cores"]:
                 report["many at a time"].append(many_at_a_time(toys, device, int(workers)))
                 write(report, out)
 
 
-def bundles(tile: int) -> Iterator[tuple[str, Bundle]]:
+def bundles(count: int, tile: int) -> Iterator[tuple[str, Bundle]]:
     """Caption and exact bundle of each toy."""
-    source = open_source(_TOYS)
+    source = open_source(_TOYS.format(count))
     for item in source.items():
         mesh = framed(source.load(item), PUBLISHED.cameras)
         yield source.describe(item).caption or item.name, render_bundle(mesh, tile=tile)
