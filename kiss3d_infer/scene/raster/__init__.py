@@ -110,8 +110,9 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     else:
         from kiss3d_infer.scene.raster.reference import summed_face_normals
     summed = summed_face_normals(vertices, faces)
-    # Much faster than normalize(); the constant keeps the gradient of a zero vector finite.
-    return summed * (summed.square().sum(-1, keepdim=True) + 1e-37).rsqrt()
+    # Much faster than normalize(). The clamp keeps the gradient of a zero vector finite: at it the
+    # root's own would not be.
+    return summed / summed.square().sum(-1, keepdim=True).clamp(min=1e-30).sqrt()
 
 
 def warm_up() -> None:

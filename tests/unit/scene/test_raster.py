@@ -283,3 +283,11 @@ def test_texture_gradients_reach_texels_and_coordinates() -> None:
 def test_the_cpu_gets_the_compiled_rasterizer() -> None:
     assert isinstance(rasterizer_for("cpu"), CpuRasterizer)
     assert rasterizer_for("cpu") is rasterizer_for(torch.device("cpu", 0))
+
+
+def test_vertex_normals_of_faces_without_area_are_0_with_finite_gradients() -> None:
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]], requires_grad=True)
+    for both_sides in ([[0, 1, 2]], [[0, 1, 2], [0, 2, 1]]):
+        normals = vertex_normals(vertices, torch.tensor(both_sides, dtype=torch.int32))
+        (gradient,) = torch.autograd.grad(normals.sum(), vertices)
+        assert normals.abs().max() == 0 and gradient.isfinite().all()
