@@ -47,8 +47,12 @@ class BaseSection(Config):
     """A diffusers folder, or a single safetensors file."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the frozen weights; with bfloat16 the forward pass runs under autocast."""
-    gradient_checkpointing: bool = True
-    """Recompute each block in the backward pass: about a third more work, far less memory."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute what a block does again in its backward pass, to save memory. auto: in as few blocks
+    and as little as engine.memory_budget_gib allows; true: everything; false: cheap things only."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8 stores the frozen weights of the blocks as 8-bit integers with a scale per row, about
+    half of bfloat16's memory; they are converted back as they are used."""
 
 
 class DataSection(Config):
@@ -136,9 +140,20 @@ class EngineSection(Config):
     zero_stage: Annotated[Integer, Field(ge=0, le=3)] = 1
     """What ZeRO shards: 1 optimizer states, 2 also gradients, 3 also the weights, frozen ones
     included (slower; for a base that does not fit one device)."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile each kind of block with torch.compile; auto: on GPUs. Costs a minute or two at the
+    start."""
+    memory_budget_gib: Literal["auto"] | Annotated[Number, Field(gt=0)] = "auto"
+    """Device memory of a worker that base.gradient_checkpointing=auto may fill; auto: what is free
+    on its GPU at the start."""
     bucket_elements: Positive | None = None
     """Elements per reduction bucket; an eighth of the adapter when not given. DeepSpeed's own
     default (5e8) exceeds a whole adapter, so that nothing would overlap with the backward pass."""
+
+    @property
+    def takes_weights_apart(self) -> bool:
+        """Whether frozen weights are sharded, too (ZeRO-3)."""
+        return self.kind == "deepspeed" and self.zero_stage == 3
 
 
 class ScalingSection(Config):
@@ -201,6 +216,12 @@ class TrainConfig(Config):
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
     tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _weights_stay_whole(self) -> Self:
+        if self.engine.takes_weights_apart and self.base.quantize != "none":
+            raise ValueError("base.quantize needs engine.zero_stage 0, 1 or 2")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

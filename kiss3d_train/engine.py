@@ -229,8 +229,8 @@ class DeepSpeedEngine(Engine):
 def create_engine(transformer: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
     """Wrap a transformer that has its adapter; the process group must exist."""
     if device.type == "cuda":
-        # Uncompiled, the backward pass of cuDNN's attention returns infinite or garbage gradients
-        # for the tensors of diffusers' Flux (seen on an H200 with torch 2.11; flash is right).
+        # For diffusers' own blocks (ZeRO-3); ours call it themselves (see fused/attention.py for
+        # what goes wrong).
         torch.backends.cuda.enable_cudnn_sdp(False)
     engine = DeepSpeedEngine if config.engine.kind == "deepspeed" else DdpEngine
     return engine(transformer, config, device)

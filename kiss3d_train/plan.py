@@ -1,5 +1,6 @@
 """What a recipe will take, worked out before any device is: batches, memory, arithmetic."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,24 +18,28 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.storage import exists
 from kiss3d_train.data.tile import PIXELS_PER_TOKEN, check_tile
+from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB, Footprint, Keep
 
 ASSUMED_TILE = 512
 """In published bundles; for a plan without a data set."""
-_GIB = 2**30
 _ATTENTION_BACKWARD = 2.5
 """Matrix products of flash attention's backward pass per product of its forward pass: 5 to 2."""
 _H200_MATMUL, _H200_ATTENTION = 790e12, 570e12
 """FLOP/s measured on one H200 in bfloat16 at 8704 tokens: linears; cuDNN attention both ways."""
-_SAVED_DOUBLE, _SAVED_SINGLE = 19, 17
-"""Tensors of tokens x width that a block keeps for its backward pass, counted on diffusers' blocks
-with an adapter on every linear."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a block, and how many tokens pass it in a sample."""
+    """A linear layer of a block, and how many tokens pass it in a sample.
+
+    Attributes:
+        block: number of its block, double blocks first.
+        is_last: in its block, so that no gradient needs its result.
+    """
 
     name: str
+    block: int
+    is_last: bool
     inputs: int
     outputs: int
     tokens: int
@@ -47,6 +52,7 @@ class Plan:
     Attributes:
         index: of the data set; None while it does not exist.
         num_base: weights of the transformer.
+        num_in_blocks: those of them that `base.quantize` would store smaller.
         width: of a token inside the transformer.
         num_double, num_single: its blocks.
         linears: of all blocks.
@@ -57,6 +63,7 @@ class Plan:
     resolved: Resolved[TrainConfig]
     index: ShardIndex | None
     num_base: int
+    num_in_blocks: int
     width: int
     num_double: int
     num_single: int
@@ -78,44 +85,72 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, float]:
-        """Estimated GiB per worker by item; the activations are rough (about 20 %)."""
-        workers, stage = self.config.scaling.workers, self._stage
-        base_bytes = 2 if self.config.base.dtype == "bfloat16" else 4
-        share = 1 / workers
+        """Estimated GiB per worker by item."""
+        footprint = self.footprint
+        items = footprint.weights | {"activations": footprint.activations(self.keeps)}
+        return {name: size / GIB for name, size in items.items()}
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a worker's step takes of its device."""
+        config, stage = self.config, self._stage
+        value_bytes = 2 if config.base.dtype == "bfloat16" else 4
+        share = 1 / config.scaling.workers
         masters = share if stage else 0.0  # ZeRO keeps float32 masters beside the weights
-        return {
-            "base": self.num_base * base_bytes * (share if stage == 3 else 1) / _GIB,
-            "adapter": 4 * self.num_adapter * (share if stage == 3 else 1) / _GIB,
-            "gradients": 4 * self.num_adapter * (share if stage >= 2 else 1) / _GIB,
-            "optimizer": self.num_adapter * (8 * (share if stage else 1) + 4 * masters) / _GIB,
-            "activations": self._activation_elements * base_bytes / _GIB,
-        }
+        quantized = self.num_in_blocks if config.base.quantize == "int8" else 0
+        base = (self.num_base - quantized) * value_bytes + quantized
+        tokens = (self.image_tokens + self.text_tokens) * config.scaling.micro_batch
+        return Footprint(
+            weights={
+                "base": base * (share if stage == 3 else 1),
+                "adapter": 4 * self.num_adapter * (share if stage == 3 else 1),
+                "gradients": 4 * self.num_adapter * (share if stage >= 2 else 1),
+                "optimizer": self.num_adapter * (8 * (share if stage else 1) + 4 * masters),
+            },
+            tensor=tokens * self.width * value_bytes,
+            num_double=self.num_double,
+            num_single=self.num_single,
+            is_fused=not config.engine.takes_weights_apart,
+        )
+
+    @cached_property
+    def keeps(self) -> tuple[Keep, ...]:
+        """What each block keeps on the card that is named, or on one of 80 GB."""
+        budget = self.config.engine.memory_budget_gib
+        assumed = ASSUMED_BUDGET_GIB if self.config.scaling.use_gpu else None
+        gib = assumed if budget == "auto" else budget
+        return self.footprint.keeps(self.config, gib and gib * GIB)
 
     @property
     def flops_per_sample(self) -> dict[str, float]:
         """FLOP of forward and backward: no weight gradients, as the base is frozen."""
-        again = int(self.config.base.gradient_checkpointing)
-        return self._flops(again, _ATTENTION_BACKWARD)
+        return self._flops(self.keeps, _ATTENTION_BACKWARD)
 
     @property
     def model_flops_per_sample(self) -> float:
         """FLOP that the gradients need, without what is computed again to save memory."""
-        return sum(self._flops(again=0, attention_backward=2).values())
+        return sum(self._flops(self._everything, attention_backward=2).values())
 
-    def _flops(self, again: int, attention_backward: float) -> dict[str, float]:
+    @property
+    def least_flops_per_sample(self) -> dict[str, float]:
+        """FLOP of forward and backward with nothing computed again but by attention itself."""
+        return self._flops(self._everything, _ATTENTION_BACKWARD)
+
+    @property
+    def _everything(self) -> tuple[Keep, ...]:
+        return ("products",) * len(self.keeps)
+
+    def _flops(self, keeps: tuple[Keep, ...], attention_backward: float) -> dict[str, float]:
         rank, tokens = self.config.adapter.rank, self.image_tokens + self.text_tokens
-        forward = sum(2 * x.tokens * x.inputs * x.outputs for x in self.linears)
-        adapter = sum(
-            2 * x.tokens * rank * (x.inputs + x.outputs)
-            for x in self.linears
-            if x.name in self.adapted
-        )
-        attention = 4 * tokens**2 * self.width * (self.num_double + self.num_single)
-        return {
-            "linears": forward * (2 + again),
-            "adapter": adapter * (3 + again),
-            "attention": attention * (1 + attention_backward + again),
-        }
+        linears, adapter = 0.0, 0.0
+        for x in self.linears:
+            again = int(keeps[x.block] != "products" and not x.is_last)
+            linears += 2 * x.tokens * x.inputs * x.outputs * (2 + again)
+            if x.name in self.adapted:
+                adapter += 2 * x.tokens * rank * (x.inputs + x.outputs) * (3 + again)
+        attention = 4 * tokens**2 * self.width
+        times = len(keeps) * (1 + attention_backward) + keeps.count("inputs")
+        return {"linears": linears, "adapter": adapter, "attention": attention * times}
 
     @property
     def floor_seconds(self) -> float:
@@ -157,8 +192,11 @@ class Plan:
             ("checkpoint", _bytes(12 * self.num_adapter)),
             *self._data_figures(),
         ]
-        rows += [(f"memory: {item}", _bytes(gib * _GIB)) for item, gib in memory.items()]
-        rows.append(("memory per worker, about", _bytes(sum(memory.values()) * _GIB)))
+        counts = Counter(self.keeps)
+        kept = ", ".join(f"{what} in {counts[what]}" for what in counts)
+        rows.append(("kept for the backward pass", f"{kept} of {len(self.keeps)} blocks"))
+        rows += [(f"memory: {item}", _bytes(gib * GIB)) for item, gib in memory.items()]
+        rows.append(("memory per worker, about", _bytes(sum(memory.values()) * GIB)))
         teraflops = sum(self.flops_per_sample.values()) / 1e12
         rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
         if scaling.use_gpu:
@@ -186,13 +224,6 @@ class Plan:
         engine = self.config.engine
         return engine.zero_stage if engine.kind == "deepspeed" else 0
 
-    @property
-    def _activation_elements(self) -> int:
-        one = (self.image_tokens + self.text_tokens) * self.width * self.config.scaling.micro_batch
-        if self.config.base.gradient_checkpointing:
-            return one * (self.num_double + self.num_single + max(_SAVED_DOUBLE, _SAVED_SINGLE))
-        return one * (self.num_double * _SAVED_DOUBLE + self.num_single * _SAVED_SINGLE)
-
 
 def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     """Work out a recipe's figures; needs the base's configuration files, not its weights.
@@ -213,6 +244,11 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
         resolved=resolved,
         index=index,
         num_base=sum(parameter.numel() for parameter in transformer.parameters()),
+        num_in_blocks=sum(
+            parameter.numel()
+            for name, parameter in transformer.named_parameters()
+            if "blocks." in name and parameter.ndim == 2
+        ),
         width=transformer.inner_dim,
         num_double=len(transformer.transformer_blocks),
         num_single=len(transformer.single_transformer_blocks),
@@ -241,15 +277,26 @@ def _text_tokens(base: Path) -> int:
     return min(512, int(settings["model_max_length"]))
 
 
-def _block_linears(transformer: nn.Module, image: int, text: int) -> tuple[Linear, ...]:
+def _block_linears(transformer: Any, image: int, text: int) -> tuple[Linear, ...]:
     """All linears of the blocks but the modulations, which one row per sample passes."""
+    num_double = len(transformer.transformer_blocks)
     linears = []
     for name, module in transformer.named_modules():
         if not isinstance(module, nn.Linear) or "blocks." not in name or ".norm" in name:
             continue
+        kind, number, *_ = name.split(".")
+        is_single = kind == "single_transformer_blocks"
         is_text = ".add_" in name or "to_add_out" in name or "_context." in name
-        tokens = image + text if name.startswith("single_") else text if is_text else image
-        linears.append(Linear(name, module.in_features, module.out_features, tokens))
+        linears.append(
+            Linear(
+                name,
+                block=int(number) + num_double * is_single,
+                is_last=name.endswith((".net.2", ".proj_out")),
+                inputs=module.in_features,
+                outputs=module.out_features,
+                tokens=image + text if is_single else text if is_text else image,
+            )
+        )
     return tuple(linears)
 
 
@@ -260,4 +307,4 @@ def _print_aligned(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes(number: float) -> str:
-    return f"{number / _GIB:,.1f} GiB" if number >= _GIB else f"{number / 2**20:,.1f} MiB"
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.1f} MiB"

@@ -65,7 +65,7 @@ def _train_from(
     index: ShardIndex,
     identity: Identity,
 ) -> TrainSummary:
-    flops_per_sample = make_plan(resolved).model_flops_per_sample
+    plan = make_plan(resolved)
     with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
         check_resources(config.scaling, resources)
         latents = encode_shards(
@@ -78,7 +78,14 @@ def _train_from(
         )
         tracker = _open_tracker(resolved, config, index, start)
         job = Job(
-            config, latents, index.layout, identity, start.initial, tracker.run_id, flops_per_sample
+            config,
+            latents,
+            index.layout,
+            identity,
+            start.initial,
+            tracker.run_id,
+            plan.model_flops_per_sample,
+            plan.footprint,
         )
         with tracker:
             _write_run_file(config, job)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import LoraMetadata, save_lora
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train import checkpoint
-from kiss3d_train.adapter import add_adapter
+from kiss3d_train.assembly import assemble
 from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.cache import DiskCache
@@ -27,8 +27,9 @@ from kiss3d_train.data.latents import open_split
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.storage import Place
 from kiss3d_train.data.stream import Stream
-from kiss3d_train.engine import Engine, create_engine
+from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Sink, Trainer
+from kiss3d_train.memory import Footprint, budget_of
 from kiss3d_train.objective import Batch, loss_per_sample
 from kiss3d_train.validation import held_out_loss
 
@@ -53,6 +54,7 @@ class Job:
         initial: checkpoint to start from when run.dir has none.
         tracking_run: MLflow run id.
         flops_per_sample: arithmetic of the model, forward and backward.
+        footprint: memory of a worker.
     """
 
     config: TrainConfig
@@ -62,6 +64,7 @@ class Job:
     initial: Path | None
     tracking_run: str
     flops_per_sample: float
+    footprint: Footprint
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         config.base.path, dtype=config.base.dtype, parts=("transformer",)
     ).transformer
     guidance = config.objective.guidance if transformer.config.guidance_embeds else None
-    engine = _engine(transformer, config, device)
+    keeps = job.footprint.keeps(config, budget_of(config, device))
+    engine = assemble(transformer, config, device, keeps)
     first_step = _restore(job, engine)
     index = load_index(config.data.shards)
     cache = _cache(config)
@@ -173,15 +177,6 @@ def _device(config: TrainConfig) -> torch.device:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.scaling.cpus_per_worker)
     return torch.device("cpu")
-
-
-def _engine(transformer: Any, config: TrainConfig, device: torch.device) -> Engine:
-    """Apply everything around the plain model, in the one order that works."""
-    add_adapter(transformer, config.adapter, config.run.seed)
-    if config.base.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    transformer.train()
-    return create_engine(transformer, config, device)
 
 
 def _restore(job: Job, engine: Engine) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kiss3d_train.adapter import add_adapter
+from kiss3d_train.assembly import assemble
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.stream import Sample, Stream
-from kiss3d_train.engine import Engine, State, create_engine
+from kiss3d_train.engine import Engine, State
 from kiss3d_train.loop import learning_rate
 from kiss3d_train.objective import loss_per_sample
 
@@ -73,9 +73,8 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> TrainConfig:
 
 def tiny_engine(config: TrainConfig) -> Engine:
     transformer = tiny_transformer().to(getattr(torch, config.base.dtype))
-    add_adapter(transformer, config.adapter, config.run.seed)
     device = "cuda" if config.scaling.use_gpu else "cpu"
-    return create_engine(transformer, config, torch.device(device))
+    return assemble(transformer, config, torch.device(device), ("products", "products"))
 
 
 def train_steps(engine: Engine, config: TrainConfig, first: int, last: int) -> list[float]:

@@ -1,0 +1,123 @@
+"""Measure optimizer steps at FLUX.1-dev's size on one GPU, ours and diffusers' public recipe.
+
+    python -m benchmarks.train                    # everything, 10 minutes on an H200
+    python -m benchmarks.train --tiny             # try the program out on a CPU
+
+Random weights are made on the device. Writes results/train-<gpu>-<date>.json after each row.
+"""
+
+import argparse
+import json
+import os
+import time
+import traceback
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.machine import RESULTS
+from benchmarks.train import rates
+from benchmarks.train.model import FULL, TINY, Size
+from benchmarks.train.rows import Row, floor_seconds, measured, rows
+from kiss3d_infer.files import writing
+
+_COLUMNS = ("step_s", "peak_reserved_gib", "samples_per_s", "mfu", "floor_s", "over_floor")
+
+
+def main() -> None:
+    """Measure all rows and print them as a table."""
+    options = _options()
+    # Without it pieces between the tensors of a step are lost, several GiB of them.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    size = TINY if options.tiny else FULL
+    device = torch.device("cpu" if options.tiny else "cuda")
+    os.environ |= {"LOCAL_RANK": "0", "DS_ACCELERATOR": device.type}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    dist.init_process_group(
+        "gloo" if options.tiny else "nccl", store=dist.HashStore(), rank=0, world_size=1
+    )
+    report = {"command": "python -m benchmarks.train", "machine": _machine(device)}
+    report |= {
+        "tokens": [size.image_tokens, size.text_tokens],
+        "rates": rates.measure(size, device),
+    }
+    print(json.dumps(report["rates"]), flush=True)
+    table: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for row in rows():
+        is_wanted = any(word in row.name for word in options.only or [row.name])
+        if is_wanted and time.perf_counter() - began < options.limit_s:
+            table.append(_row(row, size, device, options.steps, report["rates"]))
+            _write(options.out or _default_path(device), report | {"rows": table})
+    _print(table)
+    dist.destroy_process_group()
+
+
+def _row(
+    row: Row, size: Size, device: torch.device, num_steps: int, measured_rates: dict[str, float]
+) -> dict[str, Any]:
+    try:
+        figures = measured(row, size, device, num_steps)
+        figures["floor_s"] = floor_seconds(row, size, device, measured_rates)
+        figures["over_floor"] = figures["step_s"] / figures["floor_s"]
+    except Exception as error:  # the other rows are still worth having
+        traceback.print_exc(limit=-12)
+        figures = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+    result = {"name": row.name, **figures}
+    print(json.dumps({k: v for k, v in result.items() if k != "recipe"}), flush=True)
+    return result
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    import diffusers
+    import peft
+
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    versions["peft"] = peft.__version__
+    today = {"date": date.today().isoformat()}
+    if device.type == "cpu":
+        return versions | today
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "memory_gib": properties.total_memory / 2**30,
+        "cudnn": torch.backends.cudnn.version(),
+        **versions,
+        **today,
+    }
+
+
+def _default_path(device: torch.device) -> Path:
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    short = name.removeprefix("NVIDIA ").split()[0].lower()
+    return RESULTS / f"train-{short}-{date.today().isoformat()}.json"
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    with writing(path) as aside:
+        aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _print(table: list[dict[str, Any]]) -> None:
+    width = max(len(row["name"]) for row in table)
+    print(f"{'':{width}}", *(f"{column:>17}" for column in _COLUMNS))
+    for row in table:
+        cells = (f"{row[c]:17.3f}" if c in row else f"{'-':>17}" for c in _COLUMNS)
+        print(f"{row['name']:{width}}", *cells, row.get("error", ""))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="file to write; results/ by default")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--only", nargs="*", help="rows whose name holds one of these words")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a row")
+    parser.add_argument("--limit-s", type=float, default=1e9, help="no row starts after this")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

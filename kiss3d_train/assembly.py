@@ -1,0 +1,44 @@
+"""Everything that is done to a plain transformer before it trains, in the one order that works."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kiss3d_train.adapter import add_adapter
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.engine import Engine, create_engine
+from kiss3d_train.memory import Keep
+
+
+def assemble(
+    transformer: Any, config: TrainConfig, device: torch.device, keeps: Sequence[Keep]
+) -> Engine:
+    """Adapter, what is computed again, fused and compiled blocks, engine.
+
+    ZeRO-3 takes weights apart, and collects those of a module when its own forward pass is called;
+    it gets diffusers' modules as they are.
+
+    Args:
+        transformer: a `FluxTransformer2DModel`.
+        config: the recipe.
+        device: of this worker; the process group must exist.
+        keeps: what each block keeps for its backward pass (`memory.Footprint.keeps`).
+    """
+    add_adapter(transformer, config.adapter, config.run.seed)
+    if config.engine.takes_weights_apart:
+        if keeps[0] == "inputs":
+            transformer.enable_gradient_checkpointing()
+    else:
+        from kiss3d_train.fused.apply import fuse_blocks
+
+        compiles = config.engine.compile
+        fuse_blocks(
+            transformer,
+            device,
+            keeps,
+            compile=device.type == "cuda" if compiles == "auto" else compiles,
+            quantize=config.base.quantize == "int8",
+        )
+    transformer.train()
+    return create_engine(transformer, config, device)

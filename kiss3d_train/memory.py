@@ -1,0 +1,113 @@
+"""What a training step takes of a device's memory, and what its blocks may therefore keep."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kiss3d_infer.errors import InputError
+from kiss3d_train.config import TrainConfig
+
+Keep = Literal["products", "attention", "inputs"]
+"""What a block keeps for its backward pass beside its inputs; the rest is computed again.
+products: of all matrices and of attention, so that only cheap elementwise work is repeated;
+attention: its result alone; inputs: nothing more."""
+
+GIB = 2**30
+ASSUMED_BUDGET_GIB = 77.0
+"""What an 80 GB card leaves, for a plan made without a card."""
+_MARGIN_GIB = 1.5
+"""Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
+_KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
+"""Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
+attention (1), and of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
+projection after attention (1)."""
+_WORKING = 30
+"""Such tensors that come and go, at the peak: the backward pass of one block."""
+_STOCK_DOUBLE, _STOCK_SINGLE = 19, 17
+"""Such tensors that diffusers' own blocks keep with an adapter on every linear (ZeRO-3)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one worker, in bytes.
+
+    Attributes:
+        weights: by item: base, adapter, gradients, optimizer.
+        tensor: of one value per token and channel of width, in the blocks' precision.
+        num_double, num_single: blocks.
+        is_fused: the blocks are ours, which keep what they are told.
+    """
+
+    weights: dict[str, float]
+    tensor: float
+    num_double: int
+    num_single: int
+    is_fused: bool
+
+    def activations(self, keeps: tuple[Keep, ...]) -> float:
+        """At the peak of a step; the first `num_double` of `keeps` are those of double blocks."""
+        if not self.is_fused:
+            return self._stock_activations(keeps)
+        kinds = [0] * self.num_double + [1] * self.num_single
+        kept = sum(_KEPT[keep][kind] for keep, kind in zip(keeps, kinds, strict=True))
+        return (kept + _WORKING) * self.tensor
+
+    def total(self, keeps: tuple[Keep, ...]) -> float:
+        """All of it, at the peak."""
+        return sum(self.weights.values()) + self.activations(keeps)
+
+    def keeps(self, config: TrainConfig, budget: float | None) -> tuple[Keep, ...]:
+        """What each block keeps for its backward pass: as much as the budget (bytes) allows.
+
+        First every block keeps the result of attention, which saves most time per byte; then, from
+        the last block to the first, the results of its matrices.
+
+        Raises:
+            InputError: not even the blocks' inputs fit.
+        """
+        num = self.num_double + self.num_single
+        least: tuple[Keep, ...] = ("inputs",) * num
+        most: tuple[Keep, ...] = ("products",) * num
+        wanted = config.base.gradient_checkpointing
+        if wanted is True or (wanted == "auto" and not self.is_fused):
+            return least
+        if wanted is False or budget is None:
+            return most
+        if self.total(least) > budget:
+            raise _too_large(self.total(least), budget)
+        steps = [*_raised(least, "attention"), *_raised(("attention",) * num, "products")]
+        fitting = [keeps for keeps in steps if self.total(keeps) <= budget]
+        return fitting[-1] if fitting else least
+
+    def _stock_activations(self, keeps: tuple[Keep, ...]) -> float:
+        if keeps[0] == "inputs":
+            one_block = max(_STOCK_DOUBLE, _STOCK_SINGLE)
+            return (self.num_double + self.num_single + one_block) * self.tensor
+        kept = self.num_double * _STOCK_DOUBLE + self.num_single * _STOCK_SINGLE
+        return kept * self.tensor
+
+
+def budget_of(config: TrainConfig, device: torch.device) -> float | None:
+    """Bytes that a worker may use, counted before its model is on the device; None on a CPU."""
+    if config.engine.memory_budget_gib != "auto":
+        return config.engine.memory_budget_gib * GIB
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free - _MARGIN_GIB * GIB
+
+
+def _raised(keeps: tuple[Keep, ...], to: Keep) -> list[tuple[Keep, ...]]:
+    """`keeps` with its last 1, 2, ... all entries raised."""
+    num = len(keeps)
+    return [keeps[: num - raised] + (to,) * raised for raised in range(1, num + 1)]
+
+
+def _too_large(needed: float, budget: float) -> InputError:
+    return InputError(
+        f"a step needs about {needed / GIB:.1f} GiB, of which there are {budget / GIB:.1f}",
+        where="engine.memory_budget_gib",
+        fix="set base.quantize=int8, a smaller scaling.micro_batch or adapter.rank, or "
+        "engine.zero_stage=3 on several GPUs",
+    )

@@ -1,0 +1,128 @@
+"""Fused and compiled blocks on a GPU give the gradients of diffusers' own."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
+
+from kiss3d_train.adapter import add_adapter, trainable_parameters
+from kiss3d_train.config import AdapterSection
+from kiss3d_train.fused.apply import fuse_blocks
+from kiss3d_train.fused.attention import attention
+from kiss3d_train.memory import Keep
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+HEADS, CHANNELS, IMAGE, TEXT = 8, 128, 1024, 256
+WIDTH = HEADS * CHANNELS
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("order", [("whole", "slice"), ("slice", "whole")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_takes_gradients_of_any_layout_in_any_order(
+    order: tuple[str, str], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tokens = IMAGE + (17 if order[0] == "whole" else 35)  # a plan of its own for each order
+    for layout in order:
+        inputs = [normal(tokens, HEADS, CHANNELS).to(dtype).requires_grad_() for _ in range(3)]
+        wide = normal(tokens, 5 * WIDTH).to(dtype)[..., :WIDTH]
+        gradient = (wide if layout == "slice" else wide.contiguous()).unflatten(2, (HEADS, -1))
+        found = torch.autograd.grad(attention(*inputs)[0], inputs, gradient)
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        q, k, v = (x.transpose(1, 2) for x in exact)
+        scores = (q @ k.transpose(2, 3)) / CHANNELS**0.5
+        out = (scores.softmax(dim=3) @ v).transpose(1, 2)
+        wanted = torch.autograd.grad(out, exact, gradient.double())
+        for a, b in zip(found, wanted, strict=True):
+            assert (a.double() - b).norm() / b.norm() < 1e-2
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("keep", ["products", "attention", "inputs"])
+def test_gradients_are_as_near_to_exact_ones_as_those_of_diffusers(
+    compiles: bool, keep: Keep
+) -> None:
+    torch._dynamo.reset()
+    exact = gradients(transformer().float())
+    stock = transformer()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        stock_grads = gradients(stock)
+    fused = transformer()
+    fuse_blocks(fused, CUDA, [keep] * 4, compile=compiles, quantize=False)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        fused_grads = gradients(fused)
+    assert fused_grads.keys() == exact.keys()
+    errors = [distance(fused_grads, exact), distance(stock_grads, exact)]
+    print(f"{keep} compiled={compiles}: ours {errors[0]:.4f}, diffusers {errors[1]:.4f}")
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_an_int8_base_trains_and_stays_near() -> None:
+    torch._dynamo.reset()
+    exact = gradients(transformer().float())
+    fused = transformer()
+    fuse_blocks(fused, CUDA, ["attention"] * 4, compile=True, quantize=True)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = gradients(fused)
+    error = distance(found, exact)
+    print(f"int8: {error:.4f}")
+    assert error < 0.1
+
+
+def transformer() -> Any:
+    """Two double and two single blocks in bfloat16 with a float32 adapter that is not zero."""
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    with CUDA:
+        model = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=CHANNELS,
+            num_attention_heads=HEADS,
+            joint_attention_dim=256,
+            pooled_projection_dim=64,
+            guidance_embeds=True,
+        ).to(torch.bfloat16)
+    add_adapter(model, AdapterSection(rank=16), seed=0)
+    generator = torch.Generator(CUDA).manual_seed(1)
+    for name, weight in trainable_parameters(model).items():
+        if ".lora_B." in name:
+            weight.data.normal_(std=0.02, generator=generator)
+    return model
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    out = model(
+        hidden_states=normal(IMAGE, 64),
+        timestep=torch.tensor([0.5], device=CUDA),
+        guidance=torch.ones(1, device=CUDA),
+        encoder_hidden_states=normal(TEXT, 256),
+        pooled_projections=torch.randn(1, 64, device=CUDA),
+        txt_ids=torch.zeros(TEXT, 3, device=CUDA),
+        img_ids=torch.stack([torch.arange(IMAGE, device=CUDA) // s % 32 for s in (1024, 32, 1)], 1),
+        return_dict=False,
+    )[0]
+    (out.float() - normal(IMAGE, 64)).square().mean().backward()
+    return {name: weight.grad for name, weight in trainable_parameters(model).items()}
+
+
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Relative, over all gradients together."""
+    total = sum((found[n].double() - w.double()).square().sum() for n, w in wanted.items())
+    return float((total / sum(w.double().square().sum() for w in wanted.values())) ** 0.5)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(1, *shape, device=CUDA)
