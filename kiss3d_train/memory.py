@@ -18,7 +18,7 @@ ASSUMED_BUDGET_GIB = 77.0
 """What an 80 GB card leaves, for a plan made without a card."""
 _MARGIN_GIB = 1.5
 """Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
-_KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
+KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
 """Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
 attention (1), and of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
 projection after attention (1)."""
@@ -50,7 +50,7 @@ class Footprint:
         if not self.is_fused:
             return self._stock_activations(keeps)
         kinds = [0] * self.num_double + [1] * self.num_single
-        kept = sum(_KEPT[keep][kind] for keep, kind in zip(keeps, kinds, strict=True))
+        kept = sum(KEPT[keep][kind] for keep, kind in zip(keeps, kinds, strict=True))
         return (kept + _WORKING) * self.tensor
 
     def total(self, keeps: tuple[Keep, ...]) -> float:

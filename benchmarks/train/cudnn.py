@@ -2,7 +2,7 @@
 
 PyTorch finds a plan for the backward pass by the strides of q, k and v, but a plan also holds those
 of the gradient it was made for. In Flux's single blocks the gradient is a slice of a wider tensor,
-in its double blocks it is a tensor of its own. Each order runs in its own process, as one may end in
+in its double blocks a tensor of its own. Each order runs in its own process, as one may end in
 an illegal access.
 """
 

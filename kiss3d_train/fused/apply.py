@@ -45,7 +45,7 @@ def fuse_blocks(
     )
     for block, keep, (weights, run) in zip([*doubles, *singles], keeps, kinds, strict=True):
         block.to(device)
-        run = _compiled(run) if compile else run
+        run = compiled(run) if compile else run
         block.forward = _Forward(weights(block, quantize), keep, run, transformer.dtype)
     transformer.to(device)
 
@@ -74,7 +74,8 @@ class _Forward:
 
 
 @cache
-def _compiled(run: Run) -> Run:
+def compiled(run: Run) -> Run:
+    """A kind of block, compiled once in a process for all blocks of that kind."""
     # It would split a block's graph at the borders of gradient buckets, which lie elsewhere.
     torch._dynamo.config.optimize_ddp = False
     return torch.compile(run, fullgraph=True, dynamic=False)
