@@ -57,6 +57,10 @@ class Footprint:
         """All of it, at the peak."""
         return sum(self.weights.values()) + self.activations(keeps)
 
+    def everywhere(self, keep: Keep) -> tuple[Keep, ...]:
+        """The same for every block."""
+        return (keep,) * (self.num_double + self.num_single)
+
     def keeps(self, config: TrainConfig, budget: float | None) -> tuple[Keep, ...]:
         """What each block keeps for its backward pass: as much as the budget (bytes) allows.
 
@@ -66,9 +70,9 @@ class Footprint:
         Raises:
             InputError: not even the blocks' inputs fit.
         """
-        num = self.num_double + self.num_single
-        least: tuple[Keep, ...] = ("inputs",) * num
-        most: tuple[Keep, ...] = ("products",) * num
+        least, middle, most = (
+            self.everywhere(keep) for keep in ("inputs", "attention", "products")
+        )
         wanted = config.base.gradient_checkpointing
         if wanted is True or (wanted == "auto" and not self.is_fused):
             return least
@@ -76,7 +80,7 @@ class Footprint:
             return most
         if self.total(least) > budget:
             raise _too_large(self.total(least), budget)
-        steps = [*_raised(least, "attention"), *_raised(("attention",) * num, "products")]
+        steps = [*_raised(least, "attention"), *_raised(middle, "products")]
         fitting = [keeps for keeps in steps if self.total(keeps) <= budget]
         return fitting[-1] if fitting else least
 

@@ -129,16 +129,14 @@ class Plan:
     @property
     def model_flops_per_sample(self) -> float:
         """FLOP that the gradients need, without what is computed again to save memory."""
-        return sum(self._flops(self._everything, attention_backward=2).values())
+        return sum(
+            self._flops(self.footprint.everywhere("products"), attention_backward=2).values()
+        )
 
     @property
     def least_flops_per_sample(self) -> dict[str, float]:
         """FLOP of forward and backward with nothing computed again but by attention itself."""
-        return self._flops(self._everything, _ATTENTION_BACKWARD)
-
-    @property
-    def _everything(self) -> tuple[Keep, ...]:
-        return ("products",) * len(self.keeps)
+        return self._flops(self.footprint.everywhere("products"), _ATTENTION_BACKWARD)
 
     def _flops(self, keeps: tuple[Keep, ...], attention_backward: float) -> dict[str, float]:
         rank, tokens = self.config.adapter.rank, self.image_tokens + self.text_tokens

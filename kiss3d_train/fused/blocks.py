@@ -138,15 +138,14 @@ def run_single(
     rotary: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """A single block; takes and returns image and text tokens as `run_double`."""
-    (modulation,) = [_modulation(block.modulation, time_BD)]
-    shift, scale, gate = modulation.chunk(3, dim=2)
+    shift, scale, gate = _modulation(block.modulation, time_BD).chunk(3, dim=2)
 
     def run(image_BTD: Tensor, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
         x_BTD = torch.cat([text_BTD, image_BTD], dim=1)
         width = x_BTD.shape[2]
         y_BTN = _linear(block.qkv_up, _normalized(x_BTD, scale, shift))
         q, k, v = (y_BTN[..., i * width : (i + 1) * width] for i in range(3))
-        q, k, v = (x.unflatten(2, (block.heads, -1)) for x in (q, k, v))
+        q, k, v = (_by_head(x, block.heads) for x in (q, k, v))
         q, k = _rms(q, block.q_norm_C), _rms(k, block.k_norm_C)
         out_BTHC, _ = attention(_rotated(q, rotary), _rotated(k, rotary), v.contiguous())
         up_BTF = F.gelu(y_BTN[..., 3 * width :], approximate="tanh")
@@ -163,7 +162,7 @@ def _double_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shift, scale, *_ = modulation.chunk(6, dim=2)
     y_BTN = _linear(stream.qkv, _normalized(x_BTD, scale, shift))
-    q, k, v = (x.unflatten(2, (heads, -1)) for x in y_BTN.chunk(3, dim=2))
+    q, k, v = (_by_head(x, heads) for x in y_BTN.chunk(3, dim=2))
     return _rms(q, stream.q_norm_C), _rms(k, stream.k_norm_C), v
 
 
@@ -181,7 +180,11 @@ def _modulation(linears: Linears, time_BD: Tensor) -> Tensor:
 
 
 def _linear(linears: Linears, x_BTD: Tensor) -> Tensor:
-    return adapted(linears, x_BTD.flatten(0, 1)).unflatten(0, x_BTD.shape[:2])
+    return adapted(linears, x_BTD.flatten(0, 1)).reshape(*x_BTD.shape[:2], -1)
+
+
+def _by_head(x_BTD: Tensor, heads: int) -> Tensor:
+    return x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
 
 
 def _normalized(x_BTD: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -201,13 +204,16 @@ def _rotated(x_BTHC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return rotated
 
 
-def _recomputing(run: Callable[..., tuple[Tensor, Tensor]], keep: Keep, *inputs: Tensor) -> Any:
+def _recomputing(
+    run: Callable[..., tuple[Tensor, Tensor]], keep: Keep, *inputs: Tensor
+) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return run(*inputs)
     policies = partial(create_selective_checkpoint_contexts, partial(_policy, keep))
-    return checkpoint(
+    outputs: tuple[Tensor, Tensor] = checkpoint(
         run, *inputs, use_reentrant=False, context_fn=policies, preserve_rng_state=False
     )
+    return outputs
 
 
 def _policy(keep: Keep, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -142,14 +142,14 @@ def _parts(
     """Views of each adapter's outputs, inner columns and B."""
     parts = zip(
         (y_MN[:, start : start + size] for start, size in zip(starts, sizes, strict=True)),
-        inner_MR.split(up_Sr.shape[1], dim=1),
-        up_Sr.split(list(sizes)),
+        torch.split(inner_MR, up_Sr.shape[1], dim=1),
+        torch.split(up_Sr, list(sizes)),
         strict=True,
     )
     return list(parts)
 
 
-def joined(modules: Sequence[nn.Module], quantize: bool) -> Linears:
+def joined(modules: Sequence[Any], quantize: bool) -> Linears:
     """Lay the weights of linears, or of peft's layers around linears, one below the other.
 
     The modules keep their names; without quantization their weights become views of the whole.
