@@ -82,23 +82,29 @@ class Engine(ABC):
 
 
 class DdpEngine(Engine):
-    """PyTorch DistributedDataParallel: everything replicated, gradients averaged in buckets."""
+    """PyTorch DistributedDataParallel: everything replicated, gradients averaged in buckets.
+
+    A single worker has nothing to average, and does without the buckets' copies.
+    """
 
     def __init__(self, transformer: nn.Module, config: TrainConfig, device: torch.device) -> None:
         transformer.to(device)
         super().__init__(transformer, device, config.base.dtype == "bfloat16")
-        bucket_mb = 4 * bucket_elements(config, self.parameters) / 2**20
-        self._ddp = nn.parallel.DistributedDataParallel(
-            transformer, gradient_as_bucket_view=True, bucket_cap_mb=max(1, round(bucket_mb))
-        )
-        self.model = self._ddp
+        self.model = transformer
+        self._unsynchronized: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if dist.get_world_size() > 1:
+            bucket_mb = 4 * bucket_elements(config, self.parameters) / 2**20
+            self.model = nn.parallel.DistributedDataParallel(
+                transformer, gradient_as_bucket_view=True, bucket_cap_mb=max(1, round(bucket_mb))
+            )
+            self._unsynchronized = self.model.no_sync
         self._optimizer = create_optimizer(self.parameters, config.optimizer, device)
         self._max_grad_norm = config.optimizer.max_grad_norm
 
     def _forward_backward(
         self, loss_fn: LossFn, batch: Batch, num_micro: int, is_last: bool
     ) -> Tensor:
-        with nullcontext() if is_last else self._ddp.no_sync():
+        with nullcontext() if is_last else self._unsynchronized():
             with self._precision():
                 loss = loss_fn(self.model, batch).mean()
             (loss / num_micro).backward()  # type: ignore[no-untyped-call]

@@ -8,20 +8,21 @@ import torch
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
 
-Keep = Literal["products", "attention", "inputs"]
+Keep = Literal["activations", "products", "attention", "inputs"]
 """What a block keeps for its backward pass beside its inputs; the rest is computed again.
-products: of all matrices and of attention, so that only cheap elementwise work is repeated;
-attention: its result alone; inputs: nothing more."""
+activations: the results of all matrices, of attention, and of the larger elementwise functions;
+products: without the latter; attention: its result alone; inputs: nothing more."""
 
 GIB = 2**30
 ASSUMED_BUDGET_GIB = 77.0
 """What an 80 GB card leaves, for a plan made without a card."""
 _MARGIN_GIB = 1.5
 """Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
-KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
+KEPT = {"activations": (16, 15), "products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
 """Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
-attention (1), and of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
-projection after attention (1)."""
+attention (1), of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
+projection after attention (1), and rotated q and k (2) and what the MLP's first activates (4)."""
+_LEVELS: tuple[Keep, ...] = ("attention", "products", "activations")
 _WORKING = 30
 """Such tensors that come and go, at the peak: the backward pass of one block."""
 _STOCK_DOUBLE, _STOCK_SINGLE = 19, 17
@@ -64,15 +65,13 @@ class Footprint:
     def keeps(self, config: TrainConfig, budget: float | None) -> tuple[Keep, ...]:
         """What each block keeps for its backward pass: as much as the budget (bytes) allows.
 
-        First every block keeps the result of attention, which saves most time per byte; then, from
-        the last block to the first, the results of its matrices.
+        First every block keeps the result of attention, which saves most time per byte, then those
+        of its matrices, then those of its activations; in each round the last block comes first.
 
         Raises:
             InputError: not even the blocks' inputs fit.
         """
-        least, middle, most = (
-            self.everywhere(keep) for keep in ("inputs", "attention", "products")
-        )
+        least, most = self.everywhere("inputs"), self.everywhere("activations")
         wanted = config.base.gradient_checkpointing
         if wanted is True or (wanted == "auto" and not self.is_fused):
             return least
@@ -80,9 +79,14 @@ class Footprint:
             return most
         if self.total(least) > budget:
             raise _too_large(self.total(least), budget)
-        steps = [*_raised(least, "attention"), *_raised(middle, "products")]
-        fitting = [keeps for keeps in steps if self.total(keeps) <= budget]
-        return fitting[-1] if fitting else least
+        keeps = least
+        for level in _LEVELS:
+            for number in reversed(range(len(keeps))):
+                raised = (*keeps[:number], level, *keeps[number + 1 :])
+                if self.total(raised) > budget:
+                    return keeps
+                keeps = raised
+        return keeps
 
     def _stock_activations(self, keeps: tuple[Keep, ...]) -> float:
         if keeps[0] == "inputs":
@@ -100,12 +104,6 @@ def budget_of(config: TrainConfig, device: torch.device) -> float | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free - _MARGIN_GIB * GIB
-
-
-def _raised(keeps: tuple[Keep, ...], to: Keep) -> list[tuple[Keep, ...]]:
-    """`keeps` with its last 1, 2, ... all entries raised."""
-    num = len(keeps)
-    return [keeps[: num - raised] + (to,) * raised for raised in range(1, num + 1)]
 
 
 def _too_large(needed: float, budget: float) -> InputError:

@@ -40,9 +40,8 @@ def fuse_blocks(
         quantize: store the blocks' frozen weights as int8.
     """
     doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
-    kinds = [(double_weights, run_double)] * len(doubles) + [(single_weights, run_single)] * len(
-        singles
-    )
+    kinds: list[tuple[Any, Run]] = [(double_weights, run_double)] * len(doubles)
+    kinds += [(single_weights, run_single)] * len(singles)
     for block, keep, (weights, run) in zip([*doubles, *singles], keeps, kinds, strict=True):
         block.to(device)
         run = compiled(run) if compile else run

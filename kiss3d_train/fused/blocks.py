@@ -17,22 +17,23 @@ from torch.utils.checkpoint import (
 )
 
 from kiss3d_train.fused.attention import attention
-from kiss3d_train.fused.lora import Linears, adapted, joined
+from kiss3d_train.fused.lora import Linears, adapted, linears_of
+from kiss3d_train.fused.rotary import rotated
 from kiss3d_train.memory import Keep
 
 _LAYER_NORM_EPS = 1e-6
 _ops = torch.ops
-_KEPT: dict[Keep, frozenset[Any]] = {
-    "products": frozenset(
-        {
-            _ops.kiss3d.lora_linear.default,
-            _ops.kiss3d.attention.default,
-            _ops.aten.mm.default,
-            _ops.aten.addmm.default,
-        }
-    ),
-    "attention": frozenset({_ops.kiss3d.attention.default}),
-    "inputs": frozenset(),
+_PRODUCTS = (
+    _ops.kiss3d.lora_linears.default,
+    _ops.kiss3d.attention.default,
+    _ops.aten.mm.default,
+    _ops.aten.addmm.default,
+)
+_KEPT: dict[Keep, tuple[Any, ...]] = {
+    "activations": (*_PRODUCTS, _ops.kiss3d.rotated.default, _ops.aten.gelu.default),
+    "products": _PRODUCTS,
+    "attention": (_ops.kiss3d.attention.default,),
+    "inputs": (),
 }
 
 
@@ -69,37 +70,37 @@ class SingleBlock(NamedTuple):
 
 def double_weights(block: Any, quantize: bool) -> DoubleBlock:
     """The weights of a `FluxTransformerBlock`, adapters included, which stay shared with it."""
-    attn, join = block.attn, partial(joined, quantize=quantize)
+    attn, linears = block.attn, partial(linears_of, quantize=quantize)
     image = Stream(
-        join([block.norm1.linear]),
-        join([attn.to_q, attn.to_k, attn.to_v]),
+        linears([block.norm1.linear]),
+        linears([attn.to_q, attn.to_k, attn.to_v]),
         attn.norm_q.weight,
         attn.norm_k.weight,
-        join([attn.to_out[0]]),
-        join([block.ff.net[0].proj]),
-        join([block.ff.net[2]]),
+        linears([attn.to_out[0]]),
+        linears([block.ff.net[0].proj]),
+        linears([block.ff.net[2]]),
     )
     text = Stream(
-        join([block.norm1_context.linear]),
-        join([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]),
+        linears([block.norm1_context.linear]),
+        linears([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]),
         attn.norm_added_q.weight,
         attn.norm_added_k.weight,
-        join([attn.to_add_out]),
-        join([block.ff_context.net[0].proj]),
-        join([block.ff_context.net[2]]),
+        linears([attn.to_add_out]),
+        linears([block.ff_context.net[0].proj]),
+        linears([block.ff_context.net[2]]),
     )
     return DoubleBlock(image, text, attn.heads)
 
 
 def single_weights(block: Any, quantize: bool) -> SingleBlock:
     """The weights of a `FluxSingleTransformerBlock`, as `double_weights`."""
-    attn, join = block.attn, partial(joined, quantize=quantize)
+    attn, linears = block.attn, partial(linears_of, quantize=quantize)
     return SingleBlock(
-        join([block.norm.linear]),
-        join([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]),
+        linears([block.norm.linear]),
+        linears([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]),
         attn.norm_q.weight,
         attn.norm_k.weight,
-        join([block.proj_out]),
+        linears([block.proj_out]),
         attn.heads,
     )
 
@@ -118,13 +119,16 @@ def run_double(
     def run(image_BTD: Tensor, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
         text_qkv = _double_qkv(block.text, text_BTD, text_mod, block.heads)
         image_qkv = _double_qkv(block.image, image_BTD, image_mod, block.heads)
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(text_qkv, image_qkv, strict=True))
-        out_BTD, _ = attention(_rotated(q, rotary), _rotated(k, rotary), v)
+        qs, ks, vs = zip(text_qkv, image_qkv, strict=True)
+        q = rotated(qs, (block.text.q_norm_C, block.image.q_norm_C), *rotary)
+        k = rotated(ks, (block.text.k_norm_C, block.image.k_norm_C), *rotary)
+        out_BTHC, _ = attention(q, k, torch.cat(vs, dim=1))
         num_text = text_BTD.shape[1]
-        out_BTD = out_BTD.flatten(2)
-        text_BTD = _double_rest(block.text, text_BTD, out_BTD[:, :num_text], text_mod)
-        image_BTD = _double_rest(block.image, image_BTD, out_BTD[:, num_text:], image_mod)
-        return text_BTD, image_BTD
+        text_out, image_out = out_BTHC[:, :num_text], out_BTHC[:, num_text:]
+        return (
+            _double_rest(block.text, text_BTD, text_out.flatten(2), text_mod),
+            _double_rest(block.image, image_BTD, image_out.flatten(2), image_mod),
+        )
 
     return _recomputing(run, keep, image_BTD, text_BTD)
 
@@ -142,14 +146,15 @@ def run_single(
 
     def run(image_BTD: Tensor, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
         x_BTD = torch.cat([text_BTD, image_BTD], dim=1)
-        width = x_BTD.shape[2]
-        y_BTN = _linear(block.qkv_up, _normalized(x_BTD, scale, shift))
-        q, k, v = (y_BTN[..., i * width : (i + 1) * width] for i in range(3))
-        q, k, v = (_by_head(x, block.heads) for x in (q, k, v))
-        q, k = _rms(q, block.q_norm_C), _rms(k, block.k_norm_C)
-        out_BTHC, _ = attention(_rotated(q, rotary), _rotated(k, rotary), v.contiguous())
-        up_BTF = F.gelu(y_BTN[..., 3 * width :], approximate="tanh")
-        out_BTD = _linear(block.out, torch.cat([out_BTHC.flatten(2), up_BTF], dim=2))
+        *qkv, up_BTF = _linears(block.qkv_up, _normalized(x_BTD, scale, shift))
+        q, k, v = (_by_head(x, block.heads) for x in qkv)
+        q, k = (
+            rotated((x,), (norm,), *rotary)
+            for x, norm in ((q, block.q_norm_C), (k, block.k_norm_C))
+        )
+        out_BTHC, _ = attention(q, k, v)
+        up_BTF = F.gelu(up_BTF, approximate="tanh")
+        (out_BTD,) = _linears(block.out, out_BTHC.flatten(2), up_BTF)
         x_BTD = x_BTD + gate * out_BTD
         num_text = text_BTD.shape[1]
         return x_BTD[:, :num_text], x_BTD[:, num_text:]
@@ -161,26 +166,27 @@ def _double_qkv(
     stream: Stream, x_BTD: Tensor, modulation: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     shift, scale, *_ = modulation.chunk(6, dim=2)
-    y_BTN = _linear(stream.qkv, _normalized(x_BTD, scale, shift))
-    q, k, v = (_by_head(x, heads) for x in y_BTN.chunk(3, dim=2))
-    return _rms(q, stream.q_norm_C), _rms(k, stream.k_norm_C), v
+    q, k, v = _linears(stream.qkv, _normalized(x_BTD, scale, shift))
+    return _by_head(q, heads), _by_head(k, heads), _by_head(v, heads)
 
 
 def _double_rest(stream: Stream, x_BTD: Tensor, out_BTD: Tensor, modulation: Tensor) -> Tensor:
     _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=2)
-    x_BTD = x_BTD + gate * _linear(stream.attention_out, out_BTD)
-    up_BTF = _linear(stream.up, _normalized(x_BTD, mlp_scale, mlp_shift))
-    down_BTD = _linear(stream.down, F.gelu(up_BTF, approximate="tanh"))
+    (attention_BTD,) = _linears(stream.attention_out, out_BTD)
+    x_BTD = x_BTD + gate * attention_BTD
+    (up_BTF,) = _linears(stream.up, _normalized(x_BTD, mlp_scale, mlp_shift))
+    (down_BTD,) = _linears(stream.down, F.gelu(up_BTF, approximate="tanh"))
     return x_BTD + mlp_gate * down_BTD
 
 
 def _modulation(linears: Linears, time_BD: Tensor) -> Tensor:
     """Shifts, scales and gates, [B, 1, ...]."""
-    return adapted(linears, F.silu(time_BD))[:, None]
+    return adapted(linears, F.silu(time_BD))[0][:, None]
 
 
-def _linear(linears: Linears, x_BTD: Tensor) -> Tensor:
-    return adapted(linears, x_BTD.flatten(0, 1)).reshape(*x_BTD.shape[:2], -1)
+def _linears(linears: Linears, *xs_BTD: Tensor) -> list[Tensor]:
+    outputs = adapted(linears, *(x.flatten(0, 1) for x in xs_BTD))
+    return [y.reshape(*xs_BTD[0].shape[:2], -1) for y in outputs]
 
 
 def _by_head(x_BTD: Tensor, heads: int) -> Tensor:
@@ -190,18 +196,6 @@ def _by_head(x_BTD: Tensor, heads: int) -> Tensor:
 def _normalized(x_BTD: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     normal = F.layer_norm(x_BTD.float(), x_BTD.shape[-1:], eps=_LAYER_NORM_EPS)
     return (normal * (1 + scale) + shift).to(x_BTD.dtype)
-
-
-def _rms(x_BTHC: Tensor, weight_C: Tensor) -> Tensor:
-    normal = F.rms_norm(x_BTHC.float(), x_BTHC.shape[-1:], weight_C.float(), _LAYER_NORM_EPS)
-    return normal.to(x_BTHC.dtype)
-
-
-def _rotated(x_BTHC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    from diffusers.models.embeddings import apply_rotary_emb
-
-    rotated: Tensor = apply_rotary_emb(x_BTHC, rotary, sequence_dim=1)
-    return rotated
 
 
 def _recomputing(

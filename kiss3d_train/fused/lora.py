@@ -1,14 +1,14 @@
-"""Frozen linears that read the same input, with their adapters, as one matrix product.
+"""Frozen linears that read the same input, with their adapters, as one operation.
 
-Shape legend: M rows (samples x tokens), K inputs, N outputs of all linears together, R ranks of all
-adapters together, S outputs of the adapted linears together, r rank.
+Shape legend: M rows (samples x tokens), K inputs, N outputs, r rank, R ranks of all adapters of the
+operation together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -16,170 +16,192 @@ class Linears(NamedTuple):
     """Linears with a common input; `adapted` calls them all at once.
 
     Attributes:
-        weight_NK, bias_N: of the frozen linears, one below the other.
-        scale_N1: of int8 weights, by row; None for weights that are floats.
-        down_rK, up_Nr: weights of the adapters, float32, in the linears' order.
-        starts, sizes: rows of `weight_NK` that each adapter belongs to.
+        weights_NK, biases_N: of the frozen linears.
+        scales_N1: of int8 weights, by row; none for weights that are floats.
+        places: numbers of the linears that have an adapter.
+        downs_rK, ups_Nr: weights of these adapters, float32.
         scaling: of the adapters' output.
     """
 
-    weight_NK: Tensor
-    bias_N: Tensor | None
-    scale_N1: Tensor | None
-    down_rK: tuple[Tensor, ...]
-    up_Nr: tuple[Tensor, ...]
-    starts: tuple[int, ...]
-    sizes: tuple[int, ...]
+    weights_NK: tuple[Tensor, ...]
+    biases_N: tuple[Tensor, ...]
+    scales_N1: tuple[Tensor, ...]
+    places: tuple[int, ...]
+    downs_rK: tuple[Tensor, ...]
+    ups_Nr: tuple[Tensor, ...]
     scaling: float
 
 
-def adapted(linears: Linears, x_MK: Tensor) -> Tensor:
-    """x W^T + bias + scaling (x A^T) B^T for all linears, [M, N], in the precision of x."""
-    weight_NK = linears.weight_NK
-    if linears.scale_N1 is not None:
-        weight_NK = (weight_NK.to(linears.scale_N1.dtype) * linears.scale_N1).to(x_MK.dtype)
-    if not linears.down_rK:
-        return F.linear(x_MK, weight_NK, linears.bias_N)
-    down_RK = torch.cat(linears.down_rK).to(x_MK.dtype)
-    up_Sr = (torch.cat(linears.up_Nr) * linears.scaling).to(x_MK.dtype)
-    # Its gradient comes with that of `lora_linear`, so that the large product need not be computed
-    # again where only this small one is wanted.
-    inner_MR = x_MK.detach() @ down_RK.detach().T
-    y_MN: Tensor = lora_linear(
-        x_MK, inner_MR, weight_NK, linears.bias_N, down_RK, up_Sr, linears.starts, linears.sizes
-    )
-    return y_MN
-
-
-@torch.library.custom_op("kiss3d::lora_linear", mutates_args=())
-def lora_linear(
-    x_MK: Tensor,
-    inner_MR: Tensor,
-    weight_NK: Tensor,
-    bias_N: Tensor | None,
-    down_RK: Tensor,
-    up_Sr: Tensor,
-    starts: Sequence[int],
-    sizes: Sequence[int],
-) -> Tensor:
-    """Frozen linears plus their adapters, which are added in place; `inner_MR` is x A^T."""
-    y_MN = F.linear(x_MK, weight_NK, bias_N)
-    for y_Mn, inner_Mr, up_nr in _parts(y_MN, inner_MR, up_Sr, starts, sizes):
-        y_Mn.addmm_(inner_Mr, up_nr.T)
-    return y_MN
-
-
-@torch.library.custom_op("kiss3d::lora_linear_backward", mutates_args=())
-def lora_linear_backward(
-    grad_MN: Tensor,
-    x_MK: Tensor,
-    inner_MR: Tensor,
-    weight_NK: Tensor,
-    down_RK: Tensor,
-    up_Sr: Tensor,
-    starts: Sequence[int],
-    sizes: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `lora_linear` for x, A and B; the frozen weights have none."""
-    inner_grad_MR, up_grad_Sr = torch.empty_like(inner_MR), torch.empty_like(up_Sr)
-    grads = _parts(grad_MN, inner_grad_MR, up_grad_Sr, starts, sizes)
-    values = _parts(grad_MN, inner_MR, up_Sr, starts, sizes)
-    for (grad_Mn, inner_grad_Mr, up_grad_nr), (_, inner_Mr, up_nr) in zip(
-        grads, values, strict=True
-    ):
-        torch.mm(grad_Mn, up_nr, out=inner_grad_Mr)
-        torch.mm(grad_Mn.T, inner_Mr, out=up_grad_nr)
-    x_grad_MK = (grad_MN @ weight_NK).addmm_(inner_grad_MR, down_RK)
-    return x_grad_MK, inner_grad_MR.T @ x_MK, up_grad_Sr
-
-
-@lora_linear.register_fake
-def _(
-    x_MK: Tensor,
-    inner_MR: Tensor,
-    weight_NK: Tensor,
-    bias_N: Tensor | None,
-    down_RK: Tensor,
-    up_Sr: Tensor,
-    starts: Sequence[int],
-    sizes: Sequence[int],
-) -> Tensor:
-    return x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0])
-
-
-@lora_linear_backward.register_fake
-def _(
-    grad_MN: Tensor,
-    x_MK: Tensor,
-    inner_MR: Tensor,
-    weight_NK: Tensor,
-    down_RK: Tensor,
-    up_Sr: Tensor,
-    starts: Sequence[int],
-    sizes: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x_MK.new_empty(x_MK.shape), down_RK.new_empty(down_RK.shape), torch.empty_like(up_Sr)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_MK, inner_MR, weight_NK, _, down_RK, up_Sr, ctx.starts, ctx.sizes = inputs
-    ctx.save_for_backward(x_MK, inner_MR, weight_NK, down_RK, up_Sr)
-
-
-def _backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
-    x_grad_MK, down_grad_RK, up_grad_Sr = lora_linear_backward(
-        grad_MN.contiguous(), *ctx.saved_tensors, ctx.starts, ctx.sizes
-    )
-    return x_grad_MK, None, None, None, down_grad_RK, up_grad_Sr, None, None
-
-
-lora_linear.register_autograd(_backward, setup_context=_keep)
-
-
-def _parts(
-    y_MN: Tensor, inner_MR: Tensor, up_Sr: Tensor, starts: Sequence[int], sizes: Sequence[int]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Views of each adapter's outputs, inner columns and B."""
-    parts = zip(
-        (y_MN[:, start : start + size] for start, size in zip(starts, sizes, strict=True)),
-        torch.split(inner_MR, up_Sr.shape[1], dim=1),
-        torch.split(up_Sr, list(sizes)),
-        strict=True,
-    )
-    return list(parts)
-
-
-def joined(modules: Sequence[Any], quantize: bool) -> Linears:
-    """Lay the weights of linears, or of peft's layers around linears, one below the other.
-
-    The modules keep their names; without quantization their weights become views of the whole.
+def linears_of(modules: Sequence[Any], quantize: bool) -> Linears:
+    """The weights of linears, or of peft's layers around linears, with which they stay shared.
 
     Args:
-        modules: linears with equal inputs, all with or all without a bias.
+        modules: linears with equal inputs and a bias.
         quantize: store int8 rows with a float32 scale each. The modules' own weights are then gone.
     """
     bases = [getattr(module, "base_layer", module) for module in modules]
-    whole = torch.cat([base.weight.detach() for base in bases])
-    bias = torch.cat([base.bias.detach() for base in bases]) if bases[0].bias is not None else None
-    starts, sizes, downs, ups, scaling = [], [], [], [], 1.0
-    first = 0
-    for module, base in zip(modules, bases, strict=True):
-        size = base.weight.shape[0]
-        kept = whole.new_empty(0) if quantize else whole[first : first + size]
-        base.weight = nn.Parameter(kept, requires_grad=False)
-        if hasattr(module, "lora_A"):
-            starts.append(first)
-            sizes.append(size)
-            downs.append(module.lora_A["default"].weight)
-            ups.append(module.lora_B["default"].weight)
-            scaling = module.scaling["default"]
-        first += size
-    scale = None
+    places = tuple(i for i, module in enumerate(modules) if hasattr(module, "lora_A"))
+    with_adapter = [modules[i] for i in places]
+    weights, scales = [base.weight.detach() for base in bases], []
     if quantize:
-        whole, scale = _to_int8(whole)
+        weights, scales = map(list, zip(*map(_to_int8, weights), strict=True))
+        for base in bases:
+            base.weight.data = base.weight.new_empty(0)
     return Linears(
-        whole, bias, scale, tuple(downs), tuple(ups), tuple(starts), tuple(sizes), scaling
+        weights_NK=tuple(weights),
+        biases_N=tuple(base.bias.detach() for base in bases),
+        scales_N1=tuple(scales),
+        places=places,
+        downs_rK=tuple(module.lora_A["default"].weight for module in with_adapter),
+        ups_Nr=tuple(module.lora_B["default"].weight for module in with_adapter),
+        scaling=with_adapter[0].scaling["default"] if with_adapter else 1.0,
     )
+
+
+def adapted(linears: Linears, *xs_MK: Tensor) -> Sequence[Tensor]:
+    """x W^T + bias + scaling (x A^T) B^T for each linear, [M, N], in the precision of x.
+
+    Several x are the columns of one, side by side.
+    """
+    dtype, weights_NK = xs_MK[0].dtype, linears.weights_NK
+    if linears.scales_N1:
+        pairs = zip(weights_NK, linears.scales_N1, strict=True)
+        weights_NK = tuple((weight.float() * scale).to(dtype) for weight, scale in pairs)
+    if not linears.places:
+        return [
+            _product(xs_MK, weight, bias)
+            for weight, bias in zip(weights_NK, linears.biases_N, strict=True)
+        ]
+    down_RK = torch.cat(linears.downs_rK).to(dtype)
+    ups_Nr = [(up * linears.scaling).to(dtype) for up in linears.ups_Nr]
+    # Its gradient comes with that of `lora_linears`, so that the large products need not be
+    # computed again where only this small one is wanted.
+    inner_MR = _product([x.detach() for x in xs_MK], down_RK.detach())
+    outputs: Sequence[Tensor] = lora_linears(
+        xs_MK, inner_MR, weights_NK, linears.biases_N, down_RK, ups_Nr, linears.places
+    )
+    return outputs
+
+
+@torch.library.custom_op("kiss3d::lora_linears", mutates_args=())
+def lora_linears(
+    xs_MK: Sequence[Tensor],
+    inner_MR: Tensor,
+    weights_NK: Sequence[Tensor],
+    biases_N: Sequence[Tensor],
+    down_RK: Tensor,
+    ups_Nr: Sequence[Tensor],
+    places: Sequence[int],
+) -> list[Tensor]:
+    """Frozen linears plus their adapters, which are added in place; `inner_MR` is x A^T."""
+    ys_MN = []
+    for weight_NK, bias_N in zip(weights_NK, biases_N, strict=True):
+        (first, weight), *rest = _by_columns(xs_MK, weight_NK)
+        y_MN = F.linear(first, weight, bias_N)
+        for x_MK, weight in rest:
+            y_MN.addmm_(x_MK, weight.T)
+        ys_MN.append(y_MN)
+    for place, inner_Mr, up_Nr in zip(places, _by_adapter(inner_MR, ups_Nr), ups_Nr, strict=True):
+        ys_MN[place].addmm_(inner_Mr, up_Nr.T)
+    return ys_MN
+
+
+@torch.library.custom_op("kiss3d::lora_linears_backward", mutates_args=())
+def lora_linears_backward(
+    grads_MN: Sequence[Tensor],
+    xs_MK: Sequence[Tensor],
+    inner_MR: Tensor,
+    weights_NK: Sequence[Tensor],
+    down_RK: Tensor,
+    ups_Nr: Sequence[Tensor],
+    places: Sequence[int],
+) -> list[Tensor]:
+    """Gradients of `lora_linears` for each x, A, and each B; the frozen weights have none."""
+    inner_grad_MR = torch.empty_like(inner_MR)
+    grads_Mr, inners_Mr = (_by_adapter(x, ups_Nr) for x in (inner_grad_MR, inner_MR))
+    up_grads_Nr = []
+    for place, grad_Mr, inner_Mr, up_Nr in zip(places, grads_Mr, inners_Mr, ups_Nr, strict=True):
+        torch.mm(grads_MN[place], up_Nr, out=grad_Mr)
+        up_grads_Nr.append(grads_MN[place].T @ inner_Mr)
+    x_grads_MK = []
+    for column, (_, down_part) in enumerate(_by_columns(xs_MK, down_RK)):
+        weights = [_by_columns(xs_MK, weight_NK)[column][1] for weight_NK in weights_NK]
+        x_grad_MK = grads_MN[0] @ weights[0]
+        for grad_MN, weight in zip(grads_MN[1:], weights[1:], strict=True):
+            x_grad_MK.addmm_(grad_MN, weight)
+        x_grads_MK.append(x_grad_MK.addmm_(inner_grad_MR, down_part))
+    down_grad_RK = torch.cat([inner_grad_MR.T @ x_MK for x_MK in xs_MK], dim=1)
+    return [*x_grads_MK, down_grad_RK, *up_grads_Nr]
+
+
+@lora_linears.register_fake
+def _(
+    xs_MK: Sequence[Tensor],
+    inner_MR: Tensor,
+    weights_NK: Sequence[Tensor],
+    biases_N: Sequence[Tensor],
+    down_RK: Tensor,
+    ups_Nr: Sequence[Tensor],
+    places: Sequence[int],
+) -> list[Tensor]:
+    return [inner_MR.new_empty(inner_MR.shape[0], weight.shape[0]) for weight in weights_NK]
+
+
+@lora_linears_backward.register_fake
+def _(
+    grads_MN: Sequence[Tensor],
+    xs_MK: Sequence[Tensor],
+    inner_MR: Tensor,
+    weights_NK: Sequence[Tensor],
+    down_RK: Tensor,
+    ups_Nr: Sequence[Tensor],
+    places: Sequence[int],
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (*xs_MK, down_RK, *ups_Nr)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    xs_MK, inner_MR, weights_NK, biases_N, down_RK, ups_Nr, ctx.places = inputs
+    ctx.counts = len(xs_MK), len(weights_NK), len(biases_N), len(ups_Nr)
+    ctx.save_for_backward(*xs_MK, inner_MR, *weights_NK, down_RK, *ups_Nr)
+
+
+def _backward(ctx: Any, grads_MN: Sequence[Tensor]) -> tuple[Any, ...]:
+    num_x, num_weights, num_biases, num_ups = ctx.counts
+    saved = iter(ctx.saved_tensors)
+    xs_MK, inner_MR = _taken(saved, num_x), next(saved)
+    weights_NK, down_RK, ups_Nr = _taken(saved, num_weights), next(saved), _taken(saved, num_ups)
+    grads_MN = [grad.contiguous() for grad in grads_MN]
+    results = iter(
+        lora_linears_backward(grads_MN, xs_MK, inner_MR, weights_NK, down_RK, ups_Nr, ctx.places)
+    )
+    x_grads, down_grad, up_grads = _taken(results, num_x), next(results), _taken(results, num_ups)
+    return x_grads, None, [None] * num_weights, [None] * num_biases, down_grad, up_grads, None
+
+
+lora_linears.register_autograd(_backward, setup_context=_keep)
+
+
+def _product(xs_MK: Sequence[Tensor], weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    (first, weight), *rest = _by_columns(xs_MK, weight_NK)
+    y_MN = F.linear(first, weight, bias_N)
+    for x_MK, weight in rest:
+        y_MN = y_MN + F.linear(x_MK, weight)
+    return y_MN
+
+
+def _by_columns(xs_MK: Sequence[Tensor], weight_NK: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each x with the columns of a weight that belong to it."""
+    parts = torch.split(weight_NK, [x_MK.shape[1] for x_MK in xs_MK], dim=1)
+    return list(zip(xs_MK, parts, strict=True))
+
+
+def _by_adapter(inner_MR: Tensor, ups_Nr: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.split(inner_MR, [up.shape[1] for up in ups_Nr], dim=1)
+
+
+def _taken(values: Iterator[Any], num: int) -> list[Any]:
+    return [next(values) for _ in range(num)]
 
 
 def _to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

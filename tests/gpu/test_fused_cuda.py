@@ -1,6 +1,7 @@
 """Fused and compiled blocks on a GPU give the gradients of diffusers' own."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kiss3d_train.adapter import add_adapter, trainable_parameters
 from kiss3d_train.config import AdapterSection
 from kiss3d_train.fused.apply import fuse_blocks
 from kiss3d_train.fused.attention import attention
+from kiss3d_train.fused.rotary import rotated
 from kiss3d_train.memory import Keep
 
 pytestmark = [
@@ -23,6 +25,14 @@ pytestmark = [
 HEADS, CHANNELS, IMAGE, TEXT = 8, 128, 1024, 256
 WIDTH = HEADS * CHANNELS
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def without_cudnn_in_diffusers_modules() -> Iterator[None]:
+    """Which would give them wrong gradients, and leave a wrong plan behind for ours."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @pytest.mark.parametrize("order", [("whole", "slice"), ("slice", "whole")])
@@ -44,6 +54,27 @@ def test_attention_takes_gradients_of_any_layout_in_any_order(
         wanted = torch.autograd.grad(out, exact, gradient.double())
         for a, b in zip(found, wanted, strict=True):
             assert (a.double() - b).norm() / b.norm() < 1e-2
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(24, 128), (3, 16)])
+def test_rotation_is_that_of_the_cpu(heads: int, channels: int) -> None:
+    torch.manual_seed(0)
+    xs = [torch.randn(2, tokens, heads, channels) for tokens in (5, 70)]
+    weights = [torch.randn(channels) for _ in xs]
+    angles = torch.rand(75, channels // 2).repeat_interleave(2, dim=1)
+    gradient = torch.randn(2, 75, heads, channels)
+    results = {}
+    for device in ("cpu", "cuda"):
+        inputs = [x.to(device).requires_grad_() for x in xs]
+        out = rotated(
+            inputs,
+            [w.to(device) for w in weights],
+            angles.cos().to(device),
+            angles.sin().to(device),
+        )
+        results[device] = [out, *torch.autograd.grad(out, inputs, gradient.to(device))]
+    for a, b in zip(results["cuda"], results["cpu"], strict=True):
+        assert torch.allclose(a.cpu(), b, atol=1e-5)
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])

@@ -21,7 +21,7 @@ from kiss3d_train.memory import KEPT, Keep
 from kiss3d_train.objective import Batch, loss_per_sample
 
 CPU = torch.device("cpu")
-KEEPS: tuple[Keep, ...] = ("products", "attention", "inputs")
+KEEPS: tuple[Keep, ...] = ("activations", "products", "attention", "inputs")
 Target = str | tuple[str, ...]
 
 
