@@ -38,7 +38,7 @@ def assemble(
             device,
             keeps,
             compile=device.type == "cuda" if compiles == "auto" else compiles,
-            quantize=config.base.quantize == "int8",
+            quantize=config.base.quantize,
         )
     transformer.train()
     return create_engine(transformer, config, device)

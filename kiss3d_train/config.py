@@ -21,6 +21,7 @@ DataPlace = Annotated[Path | str, BeforeValidator(_place)]
 Positive = Annotated[Integer, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Sigma = Annotated[Number, Field(gt=0, lt=1)]
+Quantize = Literal["none", "int8", "fp8"]
 Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
@@ -50,9 +51,10 @@ class BaseSection(Config):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute what a block does again in its backward pass, to save memory. auto: in as few blocks
     and as little as engine.memory_budget_gib allows; true: everything; false: cheap things only."""
-    quantize: Literal["none", "int8"] = "none"
-    """int8 stores the frozen weights of the blocks as 8-bit integers with a scale per row, about
-    half of bfloat16's memory; they are converted back as they are used."""
+    quantize: Quantize = "none"
+    """Of the blocks' frozen weights. int8: 8-bit integers with a scale per row, converted back as
+    they are used: half the memory of bfloat16. fp8: 8-bit floats that are computed with, of inputs
+    and gradients too: faster on GPUs from Hopper on, as large as bfloat16, and less exact."""
 
 
 class DataSection(Config):

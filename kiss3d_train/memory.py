@@ -8,21 +8,21 @@ import torch
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
 
-Keep = Literal["activations", "products", "attention", "inputs"]
+Keep = Literal["products", "attention", "inputs"]
 """What a block keeps for its backward pass beside its inputs; the rest is computed again.
-activations: the results of all matrices, of attention, and of the larger elementwise functions;
-products: without the latter; attention: its result alone; inputs: nothing more."""
+products: of all matrices and of attention, so that only elementwise work is repeated, whose cost
+was not to be seen in a step on an H200; attention: its result alone; inputs: nothing more."""
 
 GIB = 2**30
 ASSUMED_BUDGET_GIB = 77.0
 """What an 80 GB card leaves, for a plan made without a card."""
 _MARGIN_GIB = 1.5
 """Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
-KEPT = {"activations": (16, 15), "products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
+KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
 """Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
-attention (1), of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
-projection after attention (1), and rotated q and k (2) and what the MLP's first activates (4)."""
-_LEVELS: tuple[Keep, ...] = ("attention", "products", "activations")
+attention (1), and of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
+projection after attention (1)."""
+_LEVELS: tuple[Keep, ...] = ("attention", "products")
 _WORKING = 30
 """Such tensors that come and go, at the peak: the backward pass of one block."""
 _STOCK_DOUBLE, _STOCK_SINGLE = 19, 17
@@ -66,12 +66,12 @@ class Footprint:
         """What each block keeps for its backward pass: as much as the budget (bytes) allows.
 
         First every block keeps the result of attention, which saves most time per byte, then those
-        of its matrices, then those of its activations; in each round the last block comes first.
+        of its matrices; in each round the last block comes first.
 
         Raises:
             InputError: not even the blocks' inputs fit.
         """
-        least, most = self.everywhere("inputs"), self.everywhere("activations")
+        least, most = self.everywhere("inputs"), self.everywhere("products")
         wanted = config.base.gradient_checkpointing
         if wanted is True or (wanted == "auto" and not self.is_fused):
             return least

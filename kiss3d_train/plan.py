@@ -130,19 +130,19 @@ class Plan:
     def model_flops_per_sample(self) -> float:
         """FLOP that the gradients need, without what is computed again to save memory."""
         return sum(
-            self._flops(self.footprint.everywhere("activations"), attention_backward=2).values()
+            self._flops(self.footprint.everywhere("products"), attention_backward=2).values()
         )
 
     @property
     def least_flops_per_sample(self) -> dict[str, float]:
         """FLOP of forward and backward with nothing computed again but by attention itself."""
-        return self._flops(self.footprint.everywhere("activations"), _ATTENTION_BACKWARD)
+        return self._flops(self.footprint.everywhere("products"), _ATTENTION_BACKWARD)
 
     def _flops(self, keeps: tuple[Keep, ...], attention_backward: float) -> dict[str, float]:
         rank, tokens = self.config.adapter.rank, self.image_tokens + self.text_tokens
         linears, adapter = 0.0, 0.0
         for x in self.linears:
-            again = int(keeps[x.block] in ("attention", "inputs") and not x.is_last)
+            again = int(keeps[x.block] != "products" and not x.is_last)
             linears += 2 * x.tokens * x.inputs * x.outputs * (2 + again)
             if x.name in self.adapted:
                 adapter += 2 * x.tokens * rank * (x.inputs + x.outputs) * (3 + again)

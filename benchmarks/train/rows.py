@@ -56,6 +56,7 @@ def rows() -> list[Row]:
     return [
         big,
         Row("diffusers recipe, float32 adapter", peft=torch.float32),
+        changed("80 GB card, fp8 products", **{"base.quantize": "fp8"}),
         middle,
         _ours("24 GB card, int8 base", 22.5, int8),
         Row("diffusers recipe, its bfloat16 adapter", peft=torch.bfloat16),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kiss3d_train.config import Quantize
 from kiss3d_train.fused.blocks import (
     DoubleBlock,
     SingleBlock,
@@ -26,7 +27,7 @@ def fuse_blocks(
     keeps: Sequence[Keep],
     *,
     compile: bool,
-    quantize: bool,
+    quantize: Quantize,
 ) -> None:
     """Move a transformer to a device and replace the forward pass of its blocks.
 
@@ -37,7 +38,7 @@ def fuse_blocks(
         transformer: a `FluxTransformer2DModel`, with or without an adapter.
         keeps: what each block keeps for its backward pass, double blocks first.
         compile: with torch.compile, each kind of block once.
-        quantize: store the blocks' frozen weights as int8.
+        quantize: what becomes of the blocks' frozen weights (`linears_of`).
     """
     doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
     kinds: list[tuple[Any, Run]] = [(double_weights, run_double)] * len(doubles)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from kiss3d_train.config import Quantize
 from kiss3d_train.fused.attention import attention
 from kiss3d_train.fused.lora import Linears, adapted, linears_of
 from kiss3d_train.fused.rotary import rotated
@@ -23,17 +24,17 @@ from kiss3d_train.memory import Keep
 
 _LAYER_NORM_EPS = 1e-6
 _ops = torch.ops
-_PRODUCTS = (
-    _ops.kiss3d.lora_linears.default,
-    _ops.kiss3d.attention.default,
-    _ops.aten.mm.default,
-    _ops.aten.addmm.default,
-)
-_KEPT: dict[Keep, tuple[Any, ...]] = {
-    "activations": (*_PRODUCTS, _ops.kiss3d.rotated.default, _ops.aten.gelu.default),
-    "products": _PRODUCTS,
-    "attention": (_ops.kiss3d.attention.default,),
-    "inputs": (),
+_KEPT: dict[Keep, frozenset[Any]] = {
+    "products": frozenset(
+        {
+            _ops.kiss3d.lora_linears.default,
+            _ops.kiss3d.attention.default,
+            _ops.aten.mm.default,
+            _ops.aten.addmm.default,
+        }
+    ),
+    "attention": frozenset({_ops.kiss3d.attention.default}),
+    "inputs": frozenset(),
 }
 
 
@@ -68,7 +69,7 @@ class SingleBlock(NamedTuple):
     heads: int
 
 
-def double_weights(block: Any, quantize: bool) -> DoubleBlock:
+def double_weights(block: Any, quantize: Quantize) -> DoubleBlock:
     """The weights of a `FluxTransformerBlock`, adapters included, which stay shared with it."""
     attn, linears = block.attn, partial(linears_of, quantize=quantize)
     image = Stream(
@@ -92,7 +93,7 @@ def double_weights(block: Any, quantize: bool) -> DoubleBlock:
     return DoubleBlock(image, text, attn.heads)
 
 
-def single_weights(block: Any, quantize: bool) -> SingleBlock:
+def single_weights(block: Any, quantize: Quantize) -> SingleBlock:
     """The weights of a `FluxSingleTransformerBlock`, as `double_weights`."""
     attn, linears = block.attn, partial(linears_of, quantize=quantize)
     return SingleBlock(

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kiss3d_train.config import Quantize
+from kiss3d_train.fused import fp8
+
 
 class Linears(NamedTuple):
     """Linears with a common input; `adapted` calls them all at once.
 
     Attributes:
         weights_NK, biases_N: of the frozen linears.
-        scales_N1: of int8 weights, by row; none for weights that are floats.
+        scales_N1: of 8-bit weights, by row; none for others.
+        back: of 8-bit floats: the weights turned, [K, N of all], and their scales by row, [K, 1].
         places: numbers of the linears that have an adapter.
         downs_rK, ups_Nr: weights of these adapters, float32.
         scaling: of the adapters' output.
@@ -26,31 +30,37 @@ class Linears(NamedTuple):
     weights_NK: tuple[Tensor, ...]
     biases_N: tuple[Tensor, ...]
     scales_N1: tuple[Tensor, ...]
+    back: tuple[Tensor, ...]
     places: tuple[int, ...]
     downs_rK: tuple[Tensor, ...]
     ups_Nr: tuple[Tensor, ...]
     scaling: float
 
 
-def linears_of(modules: Sequence[Any], quantize: bool) -> Linears:
+def linears_of(modules: Sequence[Any], quantize: Quantize) -> Linears:
     """The weights of linears, or of peft's layers around linears, with which they stay shared.
 
     Args:
         modules: linears with equal inputs and a bias.
-        quantize: store int8 rows with a float32 scale each. The modules' own weights are then gone.
+        quantize: int8 stores rows of integers with a scale each. fp8 does so with 8-bit floats, and
+            computes with them, where there is an adapter. The modules' own weights are then gone.
     """
     bases = [getattr(module, "base_layer", module) for module in modules]
     places = tuple(i for i, module in enumerate(modules) if hasattr(module, "lora_A"))
     with_adapter = [modules[i] for i in places]
-    weights, scales = [base.weight.detach() for base in bases], []
-    if quantize:
-        weights, scales = map(list, zip(*map(_to_int8, weights), strict=True))
+    weights, scales, back = [base.weight.detach() for base in bases], list[Tensor](), ()
+    if quantize == "int8" or (quantize == "fp8" and places):
+        if quantize == "fp8":
+            back = fp8.rounded([weight.T.contiguous() for weight in weights])
+        rounded = _to_int8 if quantize == "int8" else _to_fp8
+        weights, scales = map(list, zip(*map(rounded, weights), strict=True))
         for base in bases:
             base.weight.data = base.weight.new_empty(0)
     return Linears(
         weights_NK=tuple(weights),
         biases_N=tuple(base.bias.detach() for base in bases),
         scales_N1=tuple(scales),
+        back=back,
         places=places,
         downs_rK=tuple(module.lora_A["default"].weight for module in with_adapter),
         ups_Nr=tuple(module.lora_B["default"].weight for module in with_adapter),
@@ -63,10 +73,11 @@ def adapted(linears: Linears, *xs_MK: Tensor) -> Sequence[Tensor]:
 
     Several x are the columns of one, side by side.
     """
-    dtype, weights_NK = xs_MK[0].dtype, linears.weights_NK
-    if linears.scales_N1:
-        pairs = zip(weights_NK, linears.scales_N1, strict=True)
+    dtype, weights_NK, scales_N1 = xs_MK[0].dtype, linears.weights_NK, linears.scales_N1
+    if scales_N1 and not linears.back:
+        pairs = zip(weights_NK, scales_N1, strict=True)
         weights_NK = tuple((weight.float() * scale).to(dtype) for weight, scale in pairs)
+        scales_N1 = ()
     if not linears.places:
         return [
             _product(xs_MK, weight, bias)
@@ -77,8 +88,9 @@ def adapted(linears: Linears, *xs_MK: Tensor) -> Sequence[Tensor]:
     # Its gradient comes with that of `lora_linears`, so that the large products need not be
     # computed again where only this small one is wanted.
     inner_MR = _product([x.detach() for x in xs_MK], down_RK.detach())
+    frozen = (weights_NK, linears.biases_N, scales_N1, linears.back)
     outputs: Sequence[Tensor] = lora_linears(
-        xs_MK, inner_MR, weights_NK, linears.biases_N, down_RK, ups_Nr, linears.places
+        xs_MK, inner_MR, *frozen, down_RK, ups_Nr, linears.places
     )
     return outputs
 
@@ -89,18 +101,19 @@ def lora_linears(
     inner_MR: Tensor,
     weights_NK: Sequence[Tensor],
     biases_N: Sequence[Tensor],
+    scales_N1: Sequence[Tensor],
+    back: Sequence[Tensor],
     down_RK: Tensor,
     ups_Nr: Sequence[Tensor],
     places: Sequence[int],
 ) -> list[Tensor]:
     """Frozen linears plus their adapters, which are added in place; `inner_MR` is x A^T."""
-    ys_MN = []
-    for weight_NK, bias_N in zip(weights_NK, biases_N, strict=True):
-        (first, weight), *rest = _by_columns(xs_MK, weight_NK)
-        y_MN = F.linear(first, weight, bias_N)
-        for x_MK, weight in rest:
-            y_MN.addmm_(x_MK, weight.T)
-        ys_MN.append(y_MN)
+    if back:
+        rounded, frozen = fp8.rounded(xs_MK), zip(weights_NK, scales_N1, biases_N, strict=True)
+        ys_MN = [fp8.product(*rounded, *linear, inner_MR.dtype) for linear in frozen]
+    else:
+        frozen = zip(weights_NK, biases_N, strict=True)
+        ys_MN = [_summed(xs_MK, weight_NK, bias_N) for weight_NK, bias_N in frozen]
     for place, inner_Mr, up_Nr in zip(places, _by_adapter(inner_MR, ups_Nr), ups_Nr, strict=True):
         ys_MN[place].addmm_(inner_Mr, up_Nr.T)
     return ys_MN
@@ -112,6 +125,7 @@ def lora_linears_backward(
     xs_MK: Sequence[Tensor],
     inner_MR: Tensor,
     weights_NK: Sequence[Tensor],
+    back: Sequence[Tensor],
     down_RK: Tensor,
     ups_Nr: Sequence[Tensor],
     places: Sequence[int],
@@ -123,13 +137,13 @@ def lora_linears_backward(
     for place, grad_Mr, inner_Mr, up_Nr in zip(places, grads_Mr, inners_Mr, ups_Nr, strict=True):
         torch.mm(grads_MN[place], up_Nr, out=grad_Mr)
         up_grads_Nr.append(grads_MN[place].T @ inner_Mr)
-    x_grads_MK = []
-    for column, (_, down_part) in enumerate(_by_columns(xs_MK, down_RK)):
-        weights = [_by_columns(xs_MK, weight_NK)[column][1] for weight_NK in weights_NK]
-        x_grad_MK = grads_MN[0] @ weights[0]
-        for grad_MN, weight in zip(grads_MN[1:], weights[1:], strict=True):
-            x_grad_MK.addmm_(grad_MN, weight)
-        x_grads_MK.append(x_grad_MK.addmm_(inner_grad_MR, down_part))
+    frozen_grads_MK = (_fp8_grads if back else _grads)(grads_MN, xs_MK, back or weights_NK)
+    x_grads_MK = [
+        grad_MK.addmm_(inner_grad_MR, down_part)
+        for grad_MK, (_, down_part) in zip(
+            frozen_grads_MK, _by_columns(xs_MK, down_RK), strict=True
+        )
+    ]
     down_grad_RK = torch.cat([inner_grad_MR.T @ x_MK for x_MK in xs_MK], dim=1)
     return [*x_grads_MK, down_grad_RK, *up_grads_Nr]
 
@@ -140,6 +154,8 @@ def _(
     inner_MR: Tensor,
     weights_NK: Sequence[Tensor],
     biases_N: Sequence[Tensor],
+    scales_N1: Sequence[Tensor],
+    back: Sequence[Tensor],
     down_RK: Tensor,
     ups_Nr: Sequence[Tensor],
     places: Sequence[int],
@@ -153,6 +169,7 @@ def _(
     xs_MK: Sequence[Tensor],
     inner_MR: Tensor,
     weights_NK: Sequence[Tensor],
+    back: Sequence[Tensor],
     down_RK: Tensor,
     ups_Nr: Sequence[Tensor],
     places: Sequence[int],
@@ -161,22 +178,24 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    xs_MK, inner_MR, weights_NK, biases_N, down_RK, ups_Nr, ctx.places = inputs
-    ctx.counts = len(xs_MK), len(weights_NK), len(biases_N), len(ups_Nr)
-    ctx.save_for_backward(*xs_MK, inner_MR, *weights_NK, down_RK, *ups_Nr)
+    xs_MK, inner_MR, weights_NK, _, scales_N1, back, down_RK, ups_Nr, ctx.places = inputs
+    ctx.counts = len(xs_MK), len(weights_NK), len(scales_N1), len(back), len(ups_Nr)
+    ctx.save_for_backward(*xs_MK, inner_MR, *weights_NK, *back, down_RK, *ups_Nr)
 
 
 def _backward(ctx: Any, grads_MN: Sequence[Tensor]) -> tuple[Any, ...]:
-    num_x, num_weights, num_biases, num_ups = ctx.counts
+    num_x, num_weights, num_scales, num_back, num_ups = ctx.counts
     saved = iter(ctx.saved_tensors)
     xs_MK, inner_MR = _taken(saved, num_x), next(saved)
-    weights_NK, down_RK, ups_Nr = _taken(saved, num_weights), next(saved), _taken(saved, num_ups)
+    frozen = _taken(saved, num_weights), _taken(saved, num_back)
+    down_RK, ups_Nr = next(saved), _taken(saved, num_ups)
     grads_MN = [grad.contiguous() for grad in grads_MN]
     results = iter(
-        lora_linears_backward(grads_MN, xs_MK, inner_MR, weights_NK, down_RK, ups_Nr, ctx.places)
+        lora_linears_backward(grads_MN, xs_MK, inner_MR, *frozen, down_RK, ups_Nr, ctx.places)
     )
     x_grads, down_grad, up_grads = _taken(results, num_x), next(results), _taken(results, num_ups)
-    return x_grads, None, [None] * num_weights, [None] * num_biases, down_grad, up_grads, None
+    no_grads = ([None] * num for num in (num_weights, num_weights, num_scales, num_back))
+    return x_grads, None, *no_grads, down_grad, up_grads, None
 
 
 lora_linears.register_autograd(_backward, setup_context=_keep)
@@ -188,6 +207,37 @@ def _product(xs_MK: Sequence[Tensor], weight_NK: Tensor, bias_N: Tensor | None =
     for x_MK, weight in rest:
         y_MN = y_MN + F.linear(x_MK, weight)
     return y_MN
+
+
+def _summed(xs_MK: Sequence[Tensor], weight_NK: Tensor, bias_N: Tensor) -> Tensor:
+    """As `_product`, in place."""
+    (first, weight), *rest = _by_columns(xs_MK, weight_NK)
+    y_MN = F.linear(first, weight, bias_N)
+    for x_MK, weight in rest:
+        y_MN.addmm_(x_MK, weight.T)
+    return y_MN
+
+
+def _grads(
+    grads_MN: Sequence[Tensor], xs_MK: Sequence[Tensor], weights_NK: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients for each x through the frozen linears."""
+    x_grads_MK = []
+    for column in range(len(xs_MK)):
+        first, *rest = (_by_columns(xs_MK, weight)[column][1] for weight in weights_NK)
+        x_grad_MK = grads_MN[0] @ first
+        for grad_MN, weight in zip(grads_MN[1:], rest, strict=True):
+            x_grad_MK.addmm_(grad_MN, weight)
+        x_grads_MK.append(x_grad_MK)
+    return x_grads_MK
+
+
+def _fp8_grads(
+    grads_MN: Sequence[Tensor], xs_MK: Sequence[Tensor], back: Sequence[Tensor]
+) -> list[Tensor]:
+    rounded, sizes = fp8.rounded(grads_MN), [x_MK.shape[1] for x_MK in xs_MK]
+    rows = zip(*(torch.split(x, sizes) for x in back), strict=True)
+    return [fp8.product(*rounded, *row, None, grads_MN[0].dtype) for row in rows]
 
 
 def _by_columns(xs_MK: Sequence[Tensor], weight_NK: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -202,6 +252,10 @@ def _by_adapter(inner_MR: Tensor, ups_Nr: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _taken(values: Iterator[Any], num: int) -> list[Any]:
     return [next(values) for _ in range(num)]
+
+
+def _to_fp8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    return fp8.rounded([weight_NK])
 
 
 def _to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
 
 from kiss3d_train.adapter import add_adapter, trainable_parameters
-from kiss3d_train.config import AdapterSection
+from kiss3d_train.config import AdapterSection, Quantize
+from kiss3d_train.fused import fp8
 from kiss3d_train.fused.apply import fuse_blocks
 from kiss3d_train.fused.attention import attention
 from kiss3d_train.fused.rotary import rotated
@@ -88,7 +89,7 @@ def test_gradients_are_as_near_to_exact_ones_as_those_of_diffusers(
     with torch.autocast("cuda", dtype=torch.bfloat16):
         stock_grads = gradients(stock)
     fused = transformer()
-    fuse_blocks(fused, CUDA, [keep] * 4, compile=compiles, quantize=False)
+    fuse_blocks(fused, CUDA, [keep] * 4, compile=compiles, quantize="none")
     with torch.autocast("cuda", dtype=torch.bfloat16):
         fused_grads = gradients(fused)
     assert fused_grads.keys() == exact.keys()
@@ -97,16 +98,28 @@ def test_gradients_are_as_near_to_exact_ones_as_those_of_diffusers(
     assert errors[0] < 1.2 * errors[1]
 
 
-def test_an_int8_base_trains_and_stays_near() -> None:
+@pytest.mark.parametrize(("quantize", "limit"), [("int8", 0.03), ("fp8", 0.12)])
+def test_a_quantized_base_stays_near(quantize: Quantize, limit: float) -> None:
     torch._dynamo.reset()
     exact = gradients(transformer().float())
     fused = transformer()
-    fuse_blocks(fused, CUDA, ["attention"] * 4, compile=True, quantize=True)
+    fuse_blocks(fused, CUDA, ["products"] * 4, compile=True, quantize=quantize)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        found = gradients(fused)
-    error = distance(found, exact)
-    print(f"int8: {error:.4f}")
-    assert error < 0.1
+        error = distance(gradients(fused), exact)
+    print(f"{quantize}: {error:.4f}")
+    assert error < limit
+
+
+def test_8_bit_products_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(64, width).bfloat16() for width in (96, 2048)]
+    weight, bias = torch.randn(48, 96 + 2048).bfloat16(), torch.randn(48).bfloat16()
+    results = []
+    for device in ("cpu", "cuda"):
+        x = fp8.rounded([part.to(device) for part in parts])
+        w = fp8.rounded([weight.to(device)])
+        results.append(fp8.product(*x, *w, bias.to(device), torch.bfloat16).float().cpu())
+    assert (results[0] - results[1]).norm() < 5e-3 * results[0].norm()
 
 
 def transformer() -> Any:

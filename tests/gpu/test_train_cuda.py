@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 ENGINES = [("ddp", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
-CPU_LOSSES = [2.0887, 2.2907, 2.3518, 2.2858, 2.3246, 2.0773]
+CPU_LOSSES = [2.1397, 2.1468, 2.1167, 2.4389, 2.4096, 2.0090]
 """What every engine gives in float32 on the CPU."""
 
 

@@ -16,7 +16,7 @@ def flux(base_gib: float, is_fused: bool = True) -> Footprint:
 
 
 def test_everything_is_kept_where_it_fits_and_less_where_not() -> None:
-    assert set(flux(22.2).keeps(AUTO, 77 * GIB)) == {"activations"}
+    assert set(flux(22.2).keeps(AUTO, 77 * GIB)) == {"products"}
     middle = flux(22.2).keeps(AUTO, 44 * GIB)
     assert set(middle) == {"products", "attention"}
     assert middle == tuple(sorted(middle))  # "attention" first, as late blocks keep more
@@ -28,7 +28,7 @@ def test_the_budget_is_kept_and_used(gib: int) -> None:
     footprint = flux(22.2)
     keeps = footprint.keeps(AUTO, gib * GIB)
     assert footprint.total(keeps) <= gib * GIB
-    if set(keeps) != {"activations"}:
+    if set(keeps) != {"products"}:
         one_more_block = 8 * footprint.tensor
         assert footprint.total(keeps) + one_more_block > gib * GIB
 
@@ -46,12 +46,12 @@ def test_the_recipe_can_decide() -> None:
         for wanted in (True, False)
     }
     assert set(keeps[True]) == {"inputs"}
-    assert set(keeps[False]) == {"activations"}
+    assert set(keeps[False]) == {"products"}
 
 
 def test_without_a_known_budget_nothing_is_computed_again() -> None:
     import torch
 
     assert budget_of(AUTO, torch.device("cpu")) is None
-    assert set(flux(22.2).keeps(AUTO, None)) == {"activations"}
+    assert set(flux(22.2).keeps(AUTO, None)) == {"products"}
     assert set(flux(22.2, is_fused=False).keeps(AUTO, None)) == {"inputs"}
