@@ -20,7 +20,7 @@ def rounded(parts_MK: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     out = parts[0].new_empty(num_rows, sum(widths), dtype=torch.float8_e4m3fn)
     scale = parts[0].new_empty(num_rows, 1, dtype=torch.float32)
     strides = [part.stride(0) for part in parts]
-    with torch.cuda.device_of(out):
+    with torch.cuda.device(out.device):
         _rounded[(num_rows,)](
             *parts, out, scale, *strides, out.stride(0), *widths, *[0] * missing, BLOCK=_BLOCK
         )

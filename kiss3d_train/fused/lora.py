@@ -48,7 +48,8 @@ def linears_of(modules: Sequence[Any], quantize: Quantize) -> Linears:
     bases = [getattr(module, "base_layer", module) for module in modules]
     places = tuple(i for i, module in enumerate(modules) if hasattr(module, "lora_A"))
     with_adapter = [modules[i] for i in places]
-    weights, scales, back = [base.weight.detach() for base in bases], list[Tensor](), ()
+    weights, scales = [base.weight.detach() for base in bases], list[Tensor]()
+    back: tuple[Tensor, ...] = ()
     if quantize == "int8" or (quantize == "fp8" and places):
         if quantize == "fp8":
             back = fp8.rounded([weight.T.contiguous() for weight in weights])
@@ -108,11 +109,14 @@ def lora_linears(
     places: Sequence[int],
 ) -> list[Tensor]:
     """Frozen linears plus their adapters, which are added in place; `inner_MR` is x A^T."""
+    frozen = zip(weights_NK, biases_N, strict=True)
     if back:
-        rounded, frozen = fp8.rounded(xs_MK), zip(weights_NK, scales_N1, biases_N, strict=True)
-        ys_MN = [fp8.product(*rounded, *linear, inner_MR.dtype) for linear in frozen]
+        x, scale = fp8.rounded(xs_MK)
+        ys_MN = [
+            fp8.product(x, scale, weight_NK, scale_N1, bias_N, inner_MR.dtype)
+            for (weight_NK, bias_N), scale_N1 in zip(frozen, scales_N1, strict=True)
+        ]
     else:
-        frozen = zip(weights_NK, biases_N, strict=True)
         ys_MN = [_summed(xs_MK, weight_NK, bias_N) for weight_NK, bias_N in frozen]
     for place, inner_Mr, up_Nr in zip(places, _by_adapter(inner_MR, ups_Nr), ups_Nr, strict=True):
         ys_MN[place].addmm_(inner_Mr, up_Nr.T)
@@ -235,9 +239,13 @@ def _grads(
 def _fp8_grads(
     grads_MN: Sequence[Tensor], xs_MK: Sequence[Tensor], back: Sequence[Tensor]
 ) -> list[Tensor]:
-    rounded, sizes = fp8.rounded(grads_MN), [x_MK.shape[1] for x_MK in xs_MK]
-    rows = zip(*(torch.split(x, sizes) for x in back), strict=True)
-    return [fp8.product(*rounded, *row, None, grads_MN[0].dtype) for row in rows]
+    sizes = [x_MK.shape[1] for x_MK in xs_MK]
+    parts, scales = (torch.split(x, sizes) for x in back)
+    grad, scale = fp8.rounded(grads_MN)
+    return [
+        fp8.product(grad, scale, part, part_scale, None, grads_MN[0].dtype)
+        for part, part_scale in zip(parts, scales, strict=True)
+    ]
 
 
 def _by_columns(xs_MK: Sequence[Tensor], weight_NK: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -110,7 +110,7 @@ def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    pairs = x_BTHC.unflatten(3, (-1, 2))
+    pairs = x_BTHC.reshape(*x_BTHC.shape[:3], -1, 2)
     swapped = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=4).flatten(3)
     return x_BTHC * cos_TC[:, None] + swapped * sin_TC[:, None]
 

@@ -33,7 +33,7 @@ def _launch(
 ) -> None:
     batch, tokens, heads, channels = tensors[0].shape
     strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
-    with torch.cuda.device_of(tensors[0]):
+    with torch.cuda.device(tensors[0].device):
         kernel[(tokens, batch)](
             *tensors,
             *(x.contiguous() for x in shared),
