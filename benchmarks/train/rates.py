@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.train.model import Size
 
@@ -32,26 +34,33 @@ def measure(size: Size, device: torch.device) -> dict[str, float]:
 
 
 def _attention(size: Size, device: torch.device) -> dict[str, float]:
-    """Ours, whose kernel is cuDNN's on Hopper, and PyTorch's with cuDNN off."""
-    from kiss3d_train.fused.attention import attention
+    """The kernel that the trainer picks for the device, and PyTorch's flash attention."""
+    from kiss3d_train.fused.attention import kernel_for
 
     tokens = size.image_tokens + size.text_tokens
     shape = (1, tokens, size.heads, size.width // size.heads)
-    q, k, v, gradient = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(4))
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    q, k, v, gradient = (
+        torch.randn(shape, device=device, dtype=torch.bfloat16).transpose(1, 2) for _ in range(4)
+    )
     flop = 4 * tokens**2 * size.width
+    kernel = kernel_for(q)
+    out, sums = kernel.forward(q, k, v)
+    forward = seconds(partial(kernel.forward, q, k, v), device)
+    backward = seconds(partial(kernel.backward, gradient, q, k, v, out, sums), device)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    flash_forward = seconds(lambda: _flash(*inputs), device)
+    flash_both = seconds(lambda: torch.autograd.grad(_flash(*inputs), inputs, gradient), device)
+    return {
+        "attention_ours_forward_flop_per_s": flop / forward,
+        "attention_ours_backward_flop_per_s": 2.5 * flop / backward,
+        "attention_flash_forward_flop_per_s": flop / flash_forward,
+        "attention_flash_backward_flop_per_s": 2.5 * flop / (flash_both - flash_forward),
+    }
 
-    def default() -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in inputs)
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
-    rates = {}
-    for name, function in (("ours", lambda: attention(*inputs)[0]), ("default", default)):
-        forward = seconds(function, device)
-        both = seconds(lambda f=function: torch.autograd.grad(f(), inputs, gradient), device)
-        rates[f"attention_{name}_forward_flop_per_s"] = flop / forward
-        rates[f"attention_{name}_backward_flop_per_s"] = 2.5 * flop / (both - forward)
-    return rates
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return scaled_dot_product_attention(q, k, v)
 
 
 class Clock:

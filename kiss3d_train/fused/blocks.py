@@ -19,7 +19,6 @@ from torch.utils.checkpoint import (
 from kiss3d_train.config import Quantize
 from kiss3d_train.fused.attention import attention
 from kiss3d_train.fused.lora import Linears, adapted, linears_of
-from kiss3d_train.fused.rotary import rotated
 from kiss3d_train.memory import Keep
 
 _LAYER_NORM_EPS = 1e-6
@@ -73,22 +72,22 @@ def double_weights(block: Any, quantize: Quantize) -> DoubleBlock:
     """The weights of a `FluxTransformerBlock`, adapters included, which stay shared with it."""
     attn, linears = block.attn, partial(linears_of, quantize=quantize)
     image = Stream(
-        linears([block.norm1.linear]),
-        linears([attn.to_q, attn.to_k, attn.to_v]),
+        linears([[block.norm1.linear]]),
+        linears([[attn.to_q, attn.to_k, attn.to_v]]),
         attn.norm_q.weight,
         attn.norm_k.weight,
-        linears([attn.to_out[0]]),
-        linears([block.ff.net[0].proj]),
-        linears([block.ff.net[2]]),
+        linears([[attn.to_out[0]]]),
+        linears([[block.ff.net[0].proj]]),
+        linears([[block.ff.net[2]]]),
     )
     text = Stream(
-        linears([block.norm1_context.linear]),
-        linears([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]),
+        linears([[block.norm1_context.linear]]),
+        linears([[attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]]),
         attn.norm_added_q.weight,
         attn.norm_added_k.weight,
-        linears([attn.to_add_out]),
-        linears([block.ff_context.net[0].proj]),
-        linears([block.ff_context.net[2]]),
+        linears([[attn.to_add_out]]),
+        linears([[block.ff_context.net[0].proj]]),
+        linears([[block.ff_context.net[2]]]),
     )
     return DoubleBlock(image, text, attn.heads)
 
@@ -97,11 +96,11 @@ def single_weights(block: Any, quantize: Quantize) -> SingleBlock:
     """The weights of a `FluxSingleTransformerBlock`, as `double_weights`."""
     attn, linears = block.attn, partial(linears_of, quantize=quantize)
     return SingleBlock(
-        linears([block.norm.linear]),
-        linears([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]),
+        linears([[block.norm.linear]]),
+        linears([[attn.to_q, attn.to_k, attn.to_v], [block.proj_mlp]]),
         attn.norm_q.weight,
         attn.norm_k.weight,
-        linears([block.proj_out]),
+        linears([[block.proj_out]]),
         attn.heads,
     )
 
@@ -118,17 +117,14 @@ def run_double(
     image_mod, text_mod = (_modulation(s.modulation, time_BD) for s in (block.image, block.text))
 
     def run(image_BTD: Tensor, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        text_qkv = _double_qkv(block.text, text_BTD, text_mod, block.heads)
-        image_qkv = _double_qkv(block.image, image_BTD, image_mod, block.heads)
-        qs, ks, vs = zip(text_qkv, image_qkv, strict=True)
-        q = rotated(qs, (block.text.q_norm_C, block.image.q_norm_C), *rotary)
-        k = rotated(ks, (block.text.k_norm_C, block.image.k_norm_C), *rotary)
-        out_BTHC, _ = attention(q, k, torch.cat(vs, dim=1))
+        text_qkv = _double_qkv(block.text, text_BTD, text_mod)
+        image_qkv = _double_qkv(block.image, image_BTD, image_mod)
+        norms = [norm for s in (block.text, block.image) for norm in (s.q_norm_C, s.k_norm_C)]
+        out_BTD, _ = attention([text_qkv, image_qkv], norms, *rotary, block.heads)
         num_text = text_BTD.shape[1]
-        text_out, image_out = out_BTHC[:, :num_text], out_BTHC[:, num_text:]
         return (
-            _double_rest(block.text, text_BTD, text_out.flatten(2), text_mod),
-            _double_rest(block.image, image_BTD, image_out.flatten(2), image_mod),
+            _double_rest(block.text, text_BTD, out_BTD[:, :num_text], text_mod),
+            _double_rest(block.image, image_BTD, out_BTD[:, num_text:], image_mod),
         )
 
     return _recomputing(run, keep, image_BTD, text_BTD)
@@ -147,15 +143,10 @@ def run_single(
 
     def run(image_BTD: Tensor, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
         x_BTD = torch.cat([text_BTD, image_BTD], dim=1)
-        *qkv, up_BTF = _linears(block.qkv_up, _normalized(x_BTD, scale, shift))
-        q, k, v = (_by_head(x, block.heads) for x in qkv)
-        q, k = (
-            rotated((x,), (norm,), *rotary)
-            for x, norm in ((q, block.q_norm_C), (k, block.k_norm_C))
-        )
-        out_BTHC, _ = attention(q, k, v)
-        up_BTF = F.gelu(up_BTF, approximate="tanh")
-        (out_BTD,) = _linears(block.out, out_BTHC.flatten(2), up_BTF)
+        qkv_BTN, up_BTF = _linears(block.qkv_up, _normalized(x_BTD, scale, shift))
+        norms = [block.q_norm_C, block.k_norm_C]
+        attention_BTD, _ = attention([qkv_BTN], norms, *rotary, block.heads)
+        (out_BTD,) = _linears(block.out, attention_BTD, F.gelu(up_BTF, approximate="tanh"))
         x_BTD = x_BTD + gate * out_BTD
         num_text = text_BTD.shape[1]
         return x_BTD[:, :num_text], x_BTD[:, num_text:]
@@ -163,12 +154,10 @@ def run_single(
     return _recomputing(run, keep, image_BTD, text_BTD)
 
 
-def _double_qkv(
-    stream: Stream, x_BTD: Tensor, modulation: Tensor, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _double_qkv(stream: Stream, x_BTD: Tensor, modulation: Tensor) -> Tensor:
     shift, scale, *_ = modulation.chunk(6, dim=2)
-    q, k, v = _linears(stream.qkv, _normalized(x_BTD, scale, shift))
-    return _by_head(q, heads), _by_head(k, heads), _by_head(v, heads)
+    (qkv_BTN,) = _linears(stream.qkv, _normalized(x_BTD, scale, shift))
+    return qkv_BTN
 
 
 def _double_rest(stream: Stream, x_BTD: Tensor, out_BTD: Tensor, modulation: Tensor) -> Tensor:
@@ -188,10 +177,6 @@ def _modulation(linears: Linears, time_BD: Tensor) -> Tensor:
 def _linears(linears: Linears, *xs_BTD: Tensor) -> list[Tensor]:
     outputs = adapted(linears, *(x.flatten(0, 1) for x in xs_BTD))
     return [y.reshape(*xs_BTD[0].shape[:2], -1) for y in outputs]
-
-
-def _by_head(x_BTD: Tensor, heads: int) -> Tensor:
-    return x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
 
 
 def _normalized(x_BTD: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Frozen linears that read the same input, with their adapters, as one operation.
 
+Linears whose results are used together are one stack: their weights lie one below the other.
+
 Shape legend: M rows (samples x tokens), K inputs, N outputs, r rank, R ranks of all adapters of the
 operation together.
 """
@@ -19,10 +21,10 @@ class Linears(NamedTuple):
     """Linears with a common input; `adapted` calls them all at once.
 
     Attributes:
-        weights_NK, biases_N: of the frozen linears.
+        weights_NK, biases_N: of each stack of frozen linears.
         scales_N1: of 8-bit weights, by row; none for others.
         back: of 8-bit floats: the weights turned, [K, N of all], and their scales by row, [K, 1].
-        places: numbers of the linears that have an adapter.
+        places: of each adapter, the number of its stack and its first row there.
         downs_rK, ups_Nr: weights of these adapters, float32.
         scaling: of the adapters' output.
     """
@@ -37,32 +39,45 @@ class Linears(NamedTuple):
     scaling: float
 
 
-def linears_of(modules: Sequence[Any], quantize: Quantize) -> Linears:
-    """The weights of linears, or of peft's layers around linears, with which they stay shared.
+def linears_of(stacks: Sequence[Sequence[Any]], quantize: Quantize) -> Linears:
+    """The weights of linears, or of peft's layers around linears.
+
+    The modules keep their names, and their weights become views of the stacks'.
 
     Args:
-        modules: linears with equal inputs and a bias.
+        stacks: linears with equal inputs and a bias.
         quantize: int8 stores rows of integers with a scale each. fp8 does so with 8-bit floats, and
             computes with them, where there is an adapter. The modules' own weights are then gone.
     """
-    bases = [getattr(module, "base_layer", module) for module in modules]
-    places = tuple(i for i, module in enumerate(modules) if hasattr(module, "lora_A"))
-    with_adapter = [modules[i] for i in places]
-    weights, scales = [base.weight.detach() for base in bases], list[Tensor]()
-    back: tuple[Tensor, ...] = ()
+    weights, biases, places, with_adapter = [], [], list[int](), list[Any]()
+    for number, modules in enumerate(stacks):
+        bases = [getattr(module, "base_layer", module) for module in modules]
+        weight = torch.cat([base.weight.detach() for base in bases])
+        first = 0
+        for module, base in zip(modules, bases, strict=True):
+            size = base.weight.shape[0]
+            if hasattr(module, "lora_A"):
+                places += [number, first]
+                with_adapter.append(module)
+            base.weight.data = weight[first : first + size]
+            first += size
+        weights.append(weight)
+        biases.append(torch.cat([base.bias.detach() for base in bases]))
+    scales, back = list[Tensor](), tuple[Tensor, ...]()
     if quantize == "int8" or (quantize == "fp8" and places):
         if quantize == "fp8":
             back = fp8.rounded([weight.T.contiguous() for weight in weights])
         rounded = _to_int8 if quantize == "int8" else _to_fp8
         weights, scales = map(list, zip(*map(rounded, weights), strict=True))
-        for base in bases:
+        for module in (module for modules in stacks for module in modules):
+            base = getattr(module, "base_layer", module)
             base.weight.data = base.weight.new_empty(0)
     return Linears(
         weights_NK=tuple(weights),
-        biases_N=tuple(base.bias.detach() for base in bases),
+        biases_N=tuple(biases),
         scales_N1=tuple(scales),
         back=back,
-        places=places,
+        places=tuple(places),
         downs_rK=tuple(module.lora_A["default"].weight for module in with_adapter),
         ups_Nr=tuple(module.lora_B["default"].weight for module in with_adapter),
         scaling=with_adapter[0].scaling["default"] if with_adapter else 1.0,
@@ -70,7 +85,7 @@ def linears_of(modules: Sequence[Any], quantize: Quantize) -> Linears:
 
 
 def adapted(linears: Linears, *xs_MK: Tensor) -> Sequence[Tensor]:
-    """x W^T + bias + scaling (x A^T) B^T for each linear, [M, N], in the precision of x.
+    """x W^T + bias + scaling (x A^T) B^T for each stack, [M, N], in the precision of x.
 
     Several x are the columns of one, side by side.
     """
@@ -118,8 +133,10 @@ def lora_linears(
         ]
     else:
         ys_MN = [_summed(xs_MK, weight_NK, bias_N) for weight_NK, bias_N in frozen]
-    for place, inner_Mr, up_Nr in zip(places, _by_adapter(inner_MR, ups_Nr), ups_Nr, strict=True):
-        ys_MN[place].addmm_(inner_Mr, up_Nr.T)
+    for y_Mn, inner_Mr, up_Nr in zip(
+        _adapted_columns(ys_MN, ups_Nr, places), _by_adapter(inner_MR, ups_Nr), ups_Nr, strict=True
+    ):
+        y_Mn.addmm_(inner_Mr, up_Nr.T)
     return ys_MN
 
 
@@ -136,11 +153,14 @@ def lora_linears_backward(
 ) -> list[Tensor]:
     """Gradients of `lora_linears` for each x, A, and each B; the frozen weights have none."""
     inner_grad_MR = torch.empty_like(inner_MR)
-    grads_Mr, inners_Mr = (_by_adapter(x, ups_Nr) for x in (inner_grad_MR, inner_MR))
+    inner_grads_Mr, inners_Mr = (_by_adapter(x, ups_Nr) for x in (inner_grad_MR, inner_MR))
+    grads_Mn = _adapted_columns(grads_MN, ups_Nr, places)
     up_grads_Nr = []
-    for place, grad_Mr, inner_Mr, up_Nr in zip(places, grads_Mr, inners_Mr, ups_Nr, strict=True):
-        torch.mm(grads_MN[place], up_Nr, out=grad_Mr)
-        up_grads_Nr.append(grads_MN[place].T @ inner_Mr)
+    for grad_Mn, inner_grad_Mr, inner_Mr, up_Nr in zip(
+        grads_Mn, inner_grads_Mr, inners_Mr, ups_Nr, strict=True
+    ):
+        torch.mm(grad_Mn, up_Nr, out=inner_grad_Mr)
+        up_grads_Nr.append(grad_Mn.T @ inner_Mr)
     frozen_grads_MK = (_fp8_grads if back else _grads)(grads_MN, xs_MK, back or weights_NK)
     x_grads_MK = [
         grad_MK.addmm_(inner_grad_MR, down_part)
@@ -252,6 +272,16 @@ def _by_columns(xs_MK: Sequence[Tensor], weight_NK: Tensor) -> list[tuple[Tensor
     """Each x with the columns of a weight that belong to it."""
     parts = torch.split(weight_NK, [x_MK.shape[1] for x_MK in xs_MK], dim=1)
     return list(zip(xs_MK, parts, strict=True))
+
+
+def _adapted_columns(
+    ys_MN: Sequence[Tensor], ups_Nr: Sequence[Tensor], places: Sequence[int]
+) -> list[Tensor]:
+    """Of what the stacks give, the columns that belong to each adapter."""
+    return [
+        ys_MN[stack][:, first : first + up_Nr.shape[0]]
+        for stack, first, up_Nr in zip(places[::2], places[1::2], ups_Nr, strict=True)
+    ]
 
 
 def _by_adapter(inner_MR: Tensor, ups_Nr: Sequence[Tensor]) -> Sequence[Tensor]:

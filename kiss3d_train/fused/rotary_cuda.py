@@ -1,4 +1,4 @@
-"""Triton kernels for `rotary`: one program per token, which reads and writes every value once."""
+"""Triton kernels for `rotary`: a program per token, which reads and writes every value once."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def forward(
     x_BTHC: Tensor, weight_C: Tensor, cos_TC: Tensor, sin_TC: Tensor, out_BTHC: Tensor, eps: float
 ) -> None:
-    """Write the normalized and rotated x into `out_BTHC`, a contiguous tensor's run of tokens."""
+    """See `rotary.rotate`."""
     _launch(_forward, (x_BTHC, out_BTHC), (weight_C, cos_TC, sin_TC), eps)
 
 
@@ -24,7 +24,7 @@ def backward(
     out_BTHC: Tensor,
     eps: float,
 ) -> None:
-    """Write the gradient for x into `out_BTHC`."""
+    """See `rotary.rotate_back`."""
     _launch(_backward, (grad_BTHC, x_BTHC, out_BTHC), (weight_C, cos_TC, sin_TC), eps)
 
 

@@ -157,11 +157,16 @@ def test_a_quantized_base_is_near_and_takes_8_bits(quantize: Quantize, error: fl
 
 def test_gradients_of_attention_are_exact() -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 7, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    assert torch.autograd.gradcheck(lambda *x: attention(*x)[0], (q, k, v))
+    heads, channels = 3, 4
+    width = heads * channels
+    qkvs = [torch.randn(2, t, 3 * width, dtype=torch.float64, requires_grad=True) for t in (2, 4)]
+    norms = [torch.rand(channels, dtype=torch.float64) for _ in range(4)]
+    angles = torch.rand(6, channels // 2, dtype=torch.float64).repeat_interleave(2, dim=1)
+    run = partial(attention, norms_C=norms, cos_TC=angles.cos(), sin_TC=angles.sin(), heads=heads)
+    assert torch.autograd.gradcheck(lambda *x: run(list(x))[0], qkvs)
     # A gradient that is a slice of something wider, as in Flux's single blocks.
-    wide = torch.randn(2, 7, 5 * 12, dtype=torch.float64)[..., :12].unflatten(2, (3, 4))
-    out = attention(q, k, v)[0]
-    sliced = torch.autograd.grad(out, (q, k, v), wide, retain_graph=True)
-    whole = torch.autograd.grad(out, (q, k, v), wide.contiguous())
+    wide = torch.randn(2, 6, 5 * width, dtype=torch.float64)[..., :width]
+    out = run(qkvs)[0]
+    sliced = torch.autograd.grad(out, qkvs, wide, retain_graph=True)
+    whole = torch.autograd.grad(out, qkvs, wide.contiguous())
     assert all(torch.equal(a, b) for a, b in zip(sliced, whole, strict=True))
