@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench bench-train clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -40,6 +40,9 @@ format: setup ## Format the code and mend what can be mended
 
 bench: setup ## Measure reconstruction; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.recon
+
+bench-train: setup ## Measure training steps at FLUX.1-dev's size; needs a GPU
+	$(BIN)/python -m benchmarks.train
 
 clean: ## Remove .venv/ and demo/; the runs recorded in mlruns.db stay
 	rm -rf $(VENV) demo

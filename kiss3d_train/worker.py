@@ -172,6 +172,9 @@ def _device(config: TrainConfig) -> torch.device:
     if config.scaling.use_gpu:
         import ray.train.torch
 
+        # Otherwise gaps between the tensors of a step stay unused; must be set before CUDA starts.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
         device: torch.device = ray.train.torch.get_device()
         return device
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -24,8 +24,6 @@ from benchmarks.train.model import FULL, TINY, Size
 from benchmarks.train.rows import Row, floor_seconds, measured, rows
 from kiss3d_infer.files import writing
 
-_COLUMNS = ("step_s", "peak_reserved_gib", "samples_per_s", "mfu", "floor_s", "over_floor")
-
 
 def main() -> None:
     """Measure all rows and print them as a table."""
@@ -33,7 +31,7 @@ def main() -> None:
     # Without it pieces between the tensors of a step are lost, several GiB of them.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     size = TINY if options.tiny else FULL
-    device = torch.device("cpu" if options.tiny else "cuda")
+    device = torch.device("cpu") if options.tiny else torch.device("cuda", 0)
     os.environ |= {"LOCAL_RANK": "0", "DS_ACCELERATOR": device.type}
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group(
@@ -64,7 +62,7 @@ def _row(
         figures["floor_s"] = floor_seconds(row, size, device, measured_rates)
         figures["over_floor"] = figures["step_s"] / figures["floor_s"]
     except Exception as error:  # the other rows are still worth having
-        traceback.print_exc(limit=-12)
+        traceback.print_exc(limit=-4)
         figures = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
     result = {"name": row.name, **figures}
     print(json.dumps({k: v for k, v in result.items() if k != "recipe"}), flush=True)
@@ -102,11 +100,18 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def _print(table: list[dict[str, Any]]) -> None:
-    width = max(len(row["name"]) for row in table)
-    print(f"{'':{width}}", *(f"{column:>17}" for column in _COLUMNS))
+    """As Markdown, for docs/training-speed.md."""
+    print(f"| {'configuration':38} | s/step | GiB | samples/s | MFU | times the floor |")
+    print(f"|{'-' * 40}|---|---|---|---|---|")
     for row in table:
-        cells = (f"{row[c]:17.3f}" if c in row else f"{'-':>17}" for c in _COLUMNS)
-        print(f"{row['name']:{width}}", *cells, row.get("error", ""))
+        if "error" in row:
+            print(f"| {row['name']:38} | {row['error'][:80]} | | | | |")
+            continue
+        gib = f"{row['peak_reserved_gib']:.1f}" if "peak_reserved_gib" in row else "-"
+        print(
+            f"| {row['name']:38} | {row['step_s']:.3f} | {gib} | {row['samples_per_s']:.2f} "
+            f"| {row['mfu']:.0%} | {row['over_floor']:.2f} |"
+        )
 
 
 def _options() -> argparse.Namespace:

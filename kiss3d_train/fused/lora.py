@@ -49,32 +49,26 @@ def linears_of(stacks: Sequence[Sequence[Any]], quantize: Quantize) -> Linears:
         quantize: int8 stores rows of integers with a scale each. fp8 does so with 8-bit floats, and
             computes with them, where there is an adapter. The modules' own weights are then gone.
     """
-    weights, biases, places, with_adapter = [], [], list[int](), list[Any]()
+    weights, places, with_adapter = [], list[int](), list[Any]()
     for number, modules in enumerate(stacks):
-        bases = [getattr(module, "base_layer", module) for module in modules]
-        weight = torch.cat([base.weight.detach() for base in bases])
+        weights.append(_stacked(modules))
         first = 0
-        for module, base in zip(modules, bases, strict=True):
-            size = base.weight.shape[0]
+        for module in modules:
             if hasattr(module, "lora_A"):
                 places += [number, first]
                 with_adapter.append(module)
-            base.weight.data = weight[first : first + size]
-            first += size
-        weights.append(weight)
-        biases.append(torch.cat([base.bias.detach() for base in bases]))
+            first += _base(module).out_features
     scales, back = list[Tensor](), tuple[Tensor, ...]()
     if quantize == "int8" or (quantize == "fp8" and places):
         if quantize == "fp8":
             back = fp8.rounded([weight.T.contiguous() for weight in weights])
         rounded = _to_int8 if quantize == "int8" else _to_fp8
         weights, scales = map(list, zip(*map(rounded, weights), strict=True))
-        for module in (module for modules in stacks for module in modules):
-            base = getattr(module, "base_layer", module)
+        for base in (_base(module) for modules in stacks for module in modules):
             base.weight.data = base.weight.new_empty(0)
     return Linears(
         weights_NK=tuple(weights),
-        biases_N=tuple(biases),
+        biases_N=tuple(torch.cat([_base(m).bias.detach() for m in modules]) for modules in stacks),
         scales_N1=tuple(scales),
         back=back,
         places=tuple(places),
@@ -290,6 +284,21 @@ def _by_adapter(inner_MR: Tensor, ups_Nr: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _taken(values: Iterator[Any], num: int) -> list[Any]:
     return [next(values) for _ in range(num)]
+
+
+def _base(module: Any) -> Any:
+    """The linear itself."""
+    return getattr(module, "base_layer", module)
+
+
+def _stacked(modules: Sequence[Any]) -> Tensor:
+    """The linears' weights one below the other; their own become views of it."""
+    bases = [_base(module) for module in modules]
+    weight = torch.cat([base.weight.detach() for base in bases])
+    parts = torch.split(weight, [base.out_features for base in bases])
+    for base, rows in zip(bases, parts, strict=True):
+        base.weight.data = rows
+    return weight
 
 
 def _to_fp8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
