@@ -43,10 +43,11 @@ def fuse_blocks(
     doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
     kinds: list[tuple[Any, Run]] = [(double_weights, run_double)] * len(doubles)
     kinds += [(single_weights, run_single)] * len(singles)
+    dtype = transformer.x_embedder.weight.dtype
     for block, keep, (weights, run) in zip([*doubles, *singles], keeps, kinds, strict=True):
         block.to(device)
         run = compiled(run) if compile else run
-        block.forward = _Forward(weights(block, quantize), keep, run, transformer.dtype)
+        block.forward = _Forward(weights(block, quantize), keep, run, dtype)
     transformer.to(device)
 
 

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
 
 from kiss3d_train.adapter import add_adapter, trainable_parameters
 from kiss3d_train.config import AdapterSection, Quantize
+from kiss3d_train.fused import attention as kernels
 from kiss3d_train.fused import fp8
 from kiss3d_train.fused.apply import fuse_blocks
 from kiss3d_train.fused.attention import attention
@@ -58,6 +59,21 @@ def test_attention_takes_gradients_of_any_layout_in_any_order(
             results[device] = [x.detach().float().cpu() for x in (out, *found)]
         for a, b in zip(results["cuda"], results["cpu"], strict=True):
             assert (a - b).norm() / b.norm() < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_flash_attention_is_an_equal_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    qkv = normal(IMAGE, 3 * WIDTH).bfloat16().requires_grad_()
+    norms = [torch.ones(CHANNELS, device=CUDA) for _ in range(2)]
+    angles = torch.rand(IMAGE, CHANNELS, device=CUDA)
+    gradient = normal(IMAGE, WIDTH).bfloat16()
+    results = []
+    for kernel in (kernels.kernel_for(qkv), kernels._FLASH):
+        monkeypatch.setattr(kernels, "kernel_for", lambda x, kernel=kernel: kernel)
+        out = attention([qkv], norms, angles.cos(), angles.sin(), HEADS)[0]
+        results.append([out, *torch.autograd.grad(out, [qkv], gradient)])
+    for a, b in zip(*results, strict=True):
+        assert (a.float() - b.float()).norm() < 1e-2 * b.float().norm()
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
