@@ -1,7 +1,7 @@
 """UV atlas: the surface cut into regions that face one axis, each laid flat along that axis.
 
-xatlas's own search for charts is most of the time of an unwrapping (up to 12 s at 20,000 faces on
-one core) and finds two to four times as many. A region whose normals all lie within some 75 degrees
+xatlas's own search for charts is most of the time of an unwrapping (2 to 12 s at 20,000 faces on
+one core), and mostly finds more of them. A region whose normals all lie within some 80 degrees
 of an axis needs no search: seen along the axis it lies flat, and four of the six axes are the
 published views', so that charts end about where the best view changes. What lies behind other parts
 of its own region is taken out as a layer of its own. xatlas packs the charts.
@@ -22,10 +22,10 @@ _AXES = np.array([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -
 _ACROSS = np.array([[1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]], float)
 _UP = np.cross(_AXES, _ACROSS)
 """What is right on the chart of an axis, and what is up; both so that no chart is mirrored."""
-_LEAST_COSINE = 0.25
-"""Between a face and its axis: at most four times as large as its share of the texture."""
-_SMOOTHING_PASSES, _MERGING_PASSES = 10, 8
-_OWN_SAY = 0.6
+_LEAST_COSINE = 0.15
+"""Between a face and its axis: at most seven times as large as its share of the texture."""
+_SMOOTHING_PASSES, _MERGING_PASSES = 20, 8
+_OWN_SAY = 0.4
 """What a face's own direction counts against its neighbours' labels, which count 1 together."""
 _FEW_FACES = 40
 """A region of fewer joins a neighbour where it may."""
