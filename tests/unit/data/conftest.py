@@ -2,6 +2,7 @@ import gzip
 import json
 import shutil
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -101,3 +102,24 @@ def hub(empty_objaverse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def samples(rendered: Path, tmp_path: Path) -> Path:
     """A folder of four rendered samples, none of which has an exact caption."""
     return copied_samples(rendered, tmp_path / "samples")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[None]:
+    """An S3 server in this process, with a bucket called `bucket`."""
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        server.start()
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()
+        S3FileSystem().mkdir("bucket")
+        yield
+        S3FileSystem.clear_instance_cache()
+        server.stop()

@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_nothing_and_is_no_fault_of_the_mesh(
     pid = process._child("cpu").pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (100, before[1]))
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="the disk is full"):
         render_watched(request)
     # The picture from before still stands; without its description it is no sample.
     assert _names(tmp_path) == ["bundle.png"]

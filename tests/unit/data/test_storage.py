@@ -1,6 +1,5 @@
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from kiss3d_train.data.shards import (
     write_shards,
 )
 from kiss3d_train.data.storage import (
-    RemoteFolder,
     UnreachableError,
     folder_at,
     name_of,
@@ -127,30 +125,12 @@ def test_what_does_not_pass_is_told_at_once(
         persistently(request, "s3://bucket/x")
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket of an S3 server in this process."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "anyone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        RemoteFolder("s3://bucket")._opened[0].mkdir("bucket")
-        yield "s3://bucket"
-        server.stop()
-
-
-def test_a_data_set_lives_in_a_bucket(rendered: Path, tmp_path: Path, bucket: str) -> None:
+def test_a_data_set_lives_in_a_bucket(rendered: Path, tmp_path: Path, s3_server: None) -> None:
     some = tmp_path / "some"
     some.mkdir()
     for path in sorted(rendered.iterdir())[: 2 * 9]:
         (some / path.name).write_bytes(path.read_bytes())
-    place = f"{bucket}/sets/toys"
+    place = "s3://bucket/sets/toys"
     folder = folder_at(place)
     with folder.writing("train-00000.tar") as left_by_a_kill:
         left_by_a_kill.write_bytes(b"half")
