@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.lora import read_lora
 from kiss3d_train.config import AdapterSection
 
 _ATTENTION = (
@@ -62,7 +65,11 @@ def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> list[str
 
     Float32 is needed whatever the base's precision: a LoRA weight of 0.01 stored in bfloat16 does
     not change by an Adam step of 2e-5. Each matrix starts from its own generator, keyed by
-    (seed, module name): A uniform in +-1/sqrt(in_features) as in the reference LoRA, B zero.
+    (seed, module name): A uniform in +-1/sqrt(in_features) as in the reference LoRA, B zero. With
+    `init_from`, they start from the weights of that LoRA.
+
+    Raises:
+        InputError: `init_from` cannot be read or does not fit.
     """
     from peft import LoraConfig
 
@@ -71,7 +78,11 @@ def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> list[str
     transformer.add_adapter(
         LoraConfig(r=config.rank, lora_alpha=config.resolved_alpha, target_modules=names)
     )
-    for name, parameter in trainable_parameters(transformer).items():
+    parameters = trainable_parameters(transformer)
+    if config.init_from is not None:
+        _start_from(config.init_from, parameters, config)
+        return names
+    for name, parameter in parameters.items():
         parameter.data = _initial(name, parameter, seed)
     return names
 
@@ -84,6 +95,28 @@ def trainable_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.requires_grad
     }
     return dict(sorted(found.items()))
+
+
+def _start_from(path: Path, parameters: Mapping[str, nn.Parameter], config: AdapterSection) -> None:
+    weights, alpha = read_lora(path)
+    problems = [f"{name} is missing" for name in parameters if name not in weights]
+    for name, tensor in weights.items():
+        if name not in parameters:
+            problems.append(f"{name} has no place in it")
+        elif tensor.shape != parameters[name].shape:
+            found, expected = tuple(tensor.shape), tuple(parameters[name].shape)
+            problems.append(f"{name} is {found}, must be {expected}")
+    if alpha is not None and alpha != config.resolved_alpha:
+        problems.append(f"its alpha is {alpha:g}, must be {config.resolved_alpha:g}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"this LoRA does not fit the adapter: {'; '.join(problems[:3])}{more}",
+            where=path,
+            fix="give adapter.rank, alpha and targets, and the base, that it was trained with",
+        )
+    for name, parameter in parameters.items():
+        parameter.data = weights[name].to(parameter.device, torch.float32)
 
 
 def _initial(name: str, parameter: nn.Parameter, seed: int) -> Tensor:

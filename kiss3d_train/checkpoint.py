@@ -44,6 +44,7 @@ class Identity:
         modules: adapted modules of the transformer.
         rank, alpha: size and scale of the adapter.
         seed, global_batch: they fix which sample comes when.
+        initial_adapter: digest of the LoRA that training started from; empty without one.
     """
 
     base: str
@@ -54,6 +55,7 @@ class Identity:
     alpha: float
     seed: int
     global_batch: int
+    initial_adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,9 @@ class AdapterSection(Config):
     targets: Literal["attention", "all-linear"] | Endings = "all-linear"
     """attention: the projections of every block; all-linear: these and the MLPs; or module name
     endings such as `attn.to_q`."""
+    init_from: Path | None = None
+    """A LoRA in diffusers' layout, a file or its folder, of the same rank, alpha and linears, whose
+    weights are the start; the optimizer, the schedule and the steps begin anew."""
 
     @property
     def resolved_alpha(self) -> float:

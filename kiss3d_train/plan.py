@@ -13,7 +13,7 @@ from torch import nn
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.flux.base import read_config
-from kiss3d_train.adapter import target_modules
+from kiss3d_train.adapter import add_adapter, target_modules
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.storage import exists
@@ -187,6 +187,7 @@ class Plan:
                 "adapter",
                 f"{self.num_adapter / 1e6:,.2f} M weights on {len(self.adapted)} linears, float32",
             ),
+            *self._initial_figures(),
             ("checkpoint", _bytes(12 * self.num_adapter)),
             *self._data_figures(),
         ]
@@ -201,6 +202,14 @@ class Plan:
             floor = self.floor_seconds * config.accumulation
             rows.append(("no step faster on an H200 than", f"{floor:.2f} s"))
         return rows
+
+    def _initial_figures(self) -> list[tuple[str, str]]:
+        init_from = self.config.adapter.init_from
+        if init_from is None:
+            return []
+        return [
+            ("starts from", f"{init_from}{'' if init_from.exists() else ' does not exist yet'}")
+        ]
 
     def _data_figures(self) -> list[tuple[str, str]]:
         tokens = f"{self.image_tokens} image + {self.text_tokens} text"
@@ -227,8 +236,8 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     """Work out a recipe's figures; needs the base's configuration files, not its weights.
 
     Raises:
-        InputError: the base's configuration cannot be read, the adapter's targets match nothing, or
-            the tiles of the data set cannot be trained on.
+        InputError: the base's configuration cannot be read, the adapter's targets match nothing,
+            the LoRA to start from does not fit, or the tiles of the data set cannot be trained on.
     """
     config = resolved.config
     transformer = _meta_transformer(config.base.path)
@@ -238,7 +247,7 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     width, height = layout.image_size(tile)
     image_tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     text_tokens = _text_tokens(config.base.path)
-    return Plan(
+    plan = Plan(
         resolved=resolved,
         index=index,
         num_base=sum(parameter.numel() for parameter in transformer.parameters()),
@@ -255,6 +264,10 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
         image_tokens=image_tokens,
         text_tokens=text_tokens,
     )
+    init_from = config.adapter.init_from
+    if init_from is not None and init_from.exists():
+        add_adapter(transformer, config.adapter, config.run.seed)  # or says what does not fit
+    return plan
 
 
 def adapted_modules(config: TrainConfig) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import LOCK_NAME
+from kiss3d_infer.flux.lora import lora_identity
 from kiss3d_train import checkpoint
 from kiss3d_train.checkpoint import BrokenCheckpointError, Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
@@ -34,6 +35,7 @@ class Start:
 
 def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
     """What a checkpoint of this run must agree with; opens the base on the meta device only."""
+    init_from = config.adapter.init_from
     return Identity(
         base=base,
         data=index.digest,
@@ -43,6 +45,7 @@ def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
         alpha=config.adapter.resolved_alpha,
         seed=config.run.seed,
         global_batch=config.data.global_batch,
+        initial_adapter="" if init_from is None else lora_identity(init_from),
     )
 
 

@@ -122,7 +122,7 @@ def check_resources(scaling: ScalingSection, available: Mapping[str, float]) -> 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The recipe with paths that mean the same in a worker, which runs in another folder."""
-    cache = config.data.cache
+    cache, init_from = config.data.cache, config.adapter.init_from
     data = {
         "shards": absolute(config.data.shards),
         "latents": absolute(config.latents_root),
@@ -132,6 +132,9 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         "run": config.run.model_copy(update={"dir": config.run.dir.absolute()}),
         "base": config.base.model_copy(update={"path": config.base.path.absolute()}),
         "data": config.data.model_copy(update=data),
+        "adapter": config.adapter.model_copy(
+            update={"init_from": init_from and init_from.absolute()}
+        ),
         "tracking": config.tracking.model_copy(update={"uri": absolute_uri(config.tracking.uri)}),
     }
     return config.model_copy(update=sections)

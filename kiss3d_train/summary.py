@@ -11,7 +11,14 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.resume import RUN_FILE
 
 SUMMARY_FILE = "summary.json"
-_PLACES = ("run.dir", "run.resume", "base.path", "data.shards", "data.latents")
+_PLACES = (
+    "run.dir",
+    "run.resume",
+    "base.path",
+    "data.shards",
+    "data.latents",
+    "adapter.init_from",
+)
 """May change between starts of a run: its identity vouches for what lies there."""
 _READING = ("data.prefetch", "data.readers", "data.cache", "data.cache_gb")
 """May change too: the same samples come, only sooner or later."""

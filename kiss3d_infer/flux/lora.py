@@ -29,6 +29,7 @@ LoraFormat = Literal["diffusers", "kohya", "x-flux"]
 _PREFIX = "transformer."
 _WEIGHT = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _MATRICES = ("lora_A.weight", "lora_B.weight", "down.weight", "up.weight")
+_OWN_SCALES = ("alpha_pattern", "use_rslora")
 _DIFFUSERS_HEADER = "lora_adapter_metadata"
 _OUR_HEADER = "kiss3d"
 
@@ -101,6 +102,35 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
 def lora_identity(path: Path) -> str:
     """SHA-256 of the file."""
     return sha256_of(_lora_file(path))
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], float | None]:
+    """The weights of a LoRA in diffusers' layout, named as `save_lora` takes them, and its alpha.
+
+    Args:
+        path: a .safetensors file, or a folder with `pytorch_lora_weights.safetensors`.
+
+    Returns:
+        The weights, and the alpha that the header states; None if it states none, which means the
+        rank.
+
+    Raises:
+        InputError: the file cannot be read, or has another layout.
+    """
+    file = _lora_file(path)
+    tensors, header = _read(file)
+    if strangers := [key for key in tensors if not _WEIGHT.fullmatch(key)]:
+        raise InputError(
+            f"not a LoRA of the transformer in diffusers' layout: {_first(strangers)}", where=file
+        )
+    with _explaining(file):
+        stated = json.loads(header.get(_DIFFUSERS_HEADER, "{}"))
+        alpha = stated.get(f"{_PREFIX}lora_alpha")
+        alpha = None if alpha is None else float(alpha)
+        has_own_scales = any(stated.get(_PREFIX + key) for key in _OWN_SCALES)
+    if has_own_scales:
+        raise InputError("this LoRA does not scale all layers by alpha / rank", where=file)
+    return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}, alpha
 
 
 def save_lora(folder: Path, weights: Mapping[str, Tensor], metadata: LoraMetadata) -> Path:

@@ -1,8 +1,15 @@
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_training import tiny_transformer
 
+from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.lora import FILE_NAME, LoraMetadata, save_lora
 from kiss3d_train.adapter import add_adapter, target_modules, trainable_parameters
 from kiss3d_train.config import AdapterSection
 
@@ -74,3 +81,63 @@ def test_a_new_adapter_changes_nothing() -> None:
     before = transformer(**inputs)[0]
     add_adapter(transformer, AdapterSection(rank=2), seed=0)
     assert torch.equal(before, transformer(**inputs)[0])
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """The folder of an adapter of rank 2, as training leaves it."""
+    transformer = tiny_transformer()
+    add_adapter(transformer, AdapterSection(rank=2), seed=5)
+    weights = {n: p.detach() + 1 for n, p in trainable_parameters(transformer).items()}
+    metadata = LoraMetadata(rank=2, alpha=2.0, base="b", data="d", layout=PUBLISHED)
+    save_lora(tmp_path, weights, metadata)
+    return tmp_path
+
+
+def test_an_adapter_starts_from_the_weights_of_another(trained: Path) -> None:
+    transformer = tiny_transformer().to(torch.bfloat16)
+    add_adapter(transformer, AdapterSection(rank=2, init_from=trained), seed=0)
+    started = trainable_parameters(transformer)
+    expected = load_file(trained / FILE_NAME)
+    assert {f"transformer.{name}" for name in started} == set(expected)
+    assert all(torch.equal(expected[f"transformer.{n}"], p) for n, p in started.items())
+    assert {p.dtype for p in started.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 4, "alpha": 2}, r"lora_A.weight is \(2, 32\), must be \(4, 32\)"),
+        ({"alpha": 4}, "its alpha is 2, must be 4"),
+        ({"targets": "attention"}, "proj_mlp.*has no place in it"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(
+    trained: Path, change: dict[str, Any], message: str
+) -> None:
+    config = AdapterSection(**{"rank": 2, "init_from": trained} | change)
+    with pytest.raises(InputError, match=message):
+        add_adapter(tiny_transformer(), config, seed=0)
+
+
+def test_an_adapter_that_lacks_linears_is_refused(trained: Path) -> None:
+    file = trained / FILE_NAME
+    weights = {name: t for name, t in load_file(file).items() if ".ff." not in name}
+    save_file(weights, file)
+    with pytest.raises(InputError, match=r"ff\.net\.0\.proj\.lora_A\.weight is missing"):
+        add_adapter(tiny_transformer(), AdapterSection(rank=2, init_from=trained), seed=0)
+
+
+def test_an_adapter_in_another_layout_is_refused(trained: Path) -> None:
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, trained / FILE_NAME)
+    with pytest.raises(InputError, match="not a LoRA of the transformer in diffusers' layout"):
+        add_adapter(tiny_transformer(), AdapterSection(rank=2, init_from=trained), seed=0)
+
+
+@pytest.mark.parametrize("own", [{"alpha_pattern": {"to_q": 1}}, {"use_rslora": True}])
+def test_an_adapter_with_scales_of_its_own_is_refused(trained: Path, own: dict[str, Any]) -> None:
+    header = json.dumps({f"transformer.{key}": value for key, value in own.items()})
+    file = trained / FILE_NAME
+    save_file(load_file(file), file, metadata={"lora_adapter_metadata": header})
+    with pytest.raises(InputError, match="does not scale all layers by alpha / rank"):
+        add_adapter(tiny_transformer(), AdapterSection(rank=2, init_from=trained), seed=0)

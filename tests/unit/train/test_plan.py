@@ -2,11 +2,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_training import tiny_config
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import Resolved, load_config
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.lora import FILE_NAME
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex
 from kiss3d_train.plan import Plan, make_plan
@@ -132,3 +135,15 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path) -> None:
     resolved = Resolved(tiny_config({"base.path": str(tmp_path)}), {})
     with pytest.raises(InputError, match="configuration cannot be read"):
         make_plan(resolved)
+
+
+def test_the_lora_to_start_from_is_named_and_checked(tmp_path: Path, full_size: Path) -> None:
+    base = f"base.path={ROOT / 'configs' / 'models' / 'tiny'}"
+    start = [base, f"adapter.init_from={tmp_path / 'lora'}"]
+    figures = dict(plan_of(full_size, *start).figures())
+    assert figures["starts from"] == f"{tmp_path / 'lora'} does not exist yet"
+    (tmp_path / "lora").mkdir()
+    name = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
+    save_file({name: torch.ones(2, 32)}, tmp_path / "lora" / FILE_NAME)
+    with pytest.raises(InputError, match="this LoRA does not fit the adapter"):
+        plan_of(full_size, *start)

@@ -116,3 +116,10 @@ def test_a_runs_own_checkpoint_goes_before_the_given_one(tmp_path: Path) -> None
     make_run(tmp_path / "branch", (5,), initial=tmp_path / "step-00000003")
     start = decide_start(config_of(tmp_path / "branch"), IDENTITY)
     assert start == Start(step=5, initial=tmp_path / "step-00000003", tracking_run="run-1")
+
+
+def test_a_checkpoint_that_began_with_another_lora_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", (3,), dataclasses.replace(IDENTITY, initial_adapter="one"))
+    now = dataclasses.replace(IDENTITY, initial_adapter="two")
+    with pytest.raises(InputError, match="initial_adapter was one and is now two"):
+        decide_start(config_of(tmp_path / "run"), now)

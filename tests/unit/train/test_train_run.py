@@ -11,7 +11,7 @@ from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked
 from kiss3d_train.config import ScalingSection, TrainConfig
-from kiss3d_train.run import check_resources, run_training
+from kiss3d_train.run import check_resources, run_training, with_absolute_paths
 from kiss3d_train.summary import TrainSummary, adapter_of, finished_at, values_of
 
 
@@ -120,3 +120,13 @@ def test_an_unwritable_run_folder_is_refused(tmp_path: Path, shards: Path, base:
     paths = {"run.dir": tmp_path / "file" / "run", "base.path": base, "data.shards": shards}
     with pytest.raises(InputError, match="cannot write to the folder"):
         run_training(Resolved(tiny_config(paths), {}))
+
+
+def test_workers_get_paths_that_do_not_depend_on_where_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_paths(tiny_config({"adapter.init_from": "runs/a/adapter"}))
+    assert config.adapter.init_from == tmp_path / "runs" / "a" / "adapter"
+    assert config.run.dir == tmp_path / "unused"
+    assert with_absolute_paths(tiny_config()).adapter.init_from is None
