@@ -1,4 +1,4 @@
-"""MLflow, and the one place that talks to it.
+"""MLflow, and the one place that writes to it; `logged_run` reads what is there.
 
 Nothing here ever waits for the server but `Tracker.open` and `Tracker.close`: records go into a
 bounded buffer that a daemon thread empties, so that a slow or dead server costs points of a curve
@@ -111,7 +111,7 @@ class Tracker:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            client = _new_client(uri)
+            client = new_client(uri)
             run = _open_run(client, uri, experiment, run_name, run_id, dict(tags or {}))
         except (MlflowException, SQLAlchemyError, ImportError) as error:
             raise _explained(error, uri, run_id) from error
@@ -270,7 +270,7 @@ class Tracker:
         pause = _FIRST_RETRY_SECONDS
         for attempt in itertools.count(1):
             try:
-                client = self._client or self._connect(_new_client(self._uri))
+                client = self._client or self._connect(new_client(self._uri))
                 if isinstance(record, list):
                     client.log_batch(self.run_id, metrics=self._not_yet_there(record))
                 else:
@@ -317,13 +317,15 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow  # noqa: F401
 
     for noisy in ("alembic", "mlflow.store"):  # the migrations of a new database
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _new_client(uri: str) -> Any:
+def new_client(uri: str) -> Any:
+    """An `mlflow.MlflowClient`; `import_mlflow` comes first."""
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

@@ -28,6 +28,7 @@ app.add_typer(train, name="train")
 _verbose = False
 
 Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/train/demo.yaml.")]
+Run = Annotated[str, typer.Argument(help="MLflow run id, the beginning of one, or a run.dir.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
 ]
@@ -373,3 +374,20 @@ def run(config: Recipe, overrides: Overrides = None) -> None:
     typer.echo(summary)
     if summary.status == "stopped":
         sys.exit("kiss3d: stopped; the same command with --set run.resume=auto goes on")
+
+
+@train.command()
+def compare(
+    run_a: Run,
+    run_b: Run,
+    tracking_uri: Annotated[
+        str, typer.Option("--tracking-uri", help="MLflow server or database.")
+    ] = _RUNS,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Contact sheet of what both runs drew, .png.")
+    ] = None,
+) -> None:
+    """Show how two runs differ: recipes, data and base, metrics at equal steps."""
+    from kiss3d_train.compare import compare_runs
+
+    typer.echo(compare_runs(run_a, run_b, tracking_uri, out))

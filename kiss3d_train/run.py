@@ -89,6 +89,7 @@ def _train_from(
         )
         with tracker:
             _write_run_file(config, job)
+            tracker.log_artifact(config.run.dir / RUN_FILE)
             with _stopping(config):
                 outcome = _fit(job)
             summary = _conclude(job, outcome, tracker)
@@ -250,7 +251,6 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
     with writing(config.run.dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     tracker.log_artifact(adapter, "adapter")
-    tracker.log_artifact(config.run.dir / RUN_FILE)
     tracker.log_artifact(config.run.dir / SUMMARY_FILE)
     return summary
 
