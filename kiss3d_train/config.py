@@ -108,10 +108,13 @@ class ObjectiveSection(Config):
     """Mean of the normal variable behind logit_normal."""
     logit_std: Annotated[Number, Field(gt=0)] = 1.0
     """Standard deviation of the normal variable behind logit_normal."""
-    base_shift: Number | None = 0.5
-    """Shift mu at 256 image tokens; null leaves timesteps unshifted."""
-    max_shift: Number = 1.15
-    """Shift mu at 4096 image tokens; linear in the token count, also beyond."""
+    shift: Literal["auto", "none"] | Annotated[Number, Field(gt=0)] = "auto"
+    """Moves timesteps toward noise. auto: by the number of image tokens, as FLUX.1's scheduler
+    does; a number: that factor e^mu for any size (FLUX.1's is 3.16 at 4096 tokens and 6.32 at
+    8192); none: not at all, as 1 would."""
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    """Weight of a sample's loss by its noise level s. sigma_sqrt: 1 / s^2, which little noise
+    dominates; cosmap: 2 / (pi (1 - 2 s + 2 s^2)). Held-out losses are never weighted."""
     guidance: Number = 1.0
     """Guidance fed to a guidance-distilled model; 1.0 trains the conditional velocity itself."""
     caption_dropout: Share = 0.1

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from kiss3d_train.config import ObjectiveSection
 
-_SHIFT_TOKENS = (256, 4096)
-"""Image tokens at which base_shift and max_shift apply (FLUX.1's scheduler configuration)."""
+_FLUX_SHIFT = ((256, 0.5), (4096, 1.15))
+"""Image tokens and the shift mu for them (FLUX.1's scheduler configuration)."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ def draw(objective: ObjectiveSection, key: Sequence[object], shape: tuple[int, i
 
 
 def shift_mu(objective: ObjectiveSection, num_tokens: int) -> float | None:
-    """Logarithm of the timestep shift for a sequence length, linear as in FLUX.1's scheduler."""
-    if objective.base_shift is None:
+    """Logarithm of the timestep shift, None for none; auto is linear in the sequence length."""
+    if objective.shift == "none":
         return None
-    few, many = _SHIFT_TOKENS
-    slope = (objective.max_shift - objective.base_shift) / (many - few)
-    return objective.base_shift + slope * (num_tokens - few)
+    if objective.shift != "auto":
+        return math.log(objective.shift)
+    (few, least), (many, most) = _FLUX_SHIFT
+    return least + (most - least) / (many - few) * (num_tokens - few)
 
 
 def shifted(timestep: float, mu: float | None) -> float:
@@ -113,6 +114,18 @@ def shifted(timestep: float, mu: float | None) -> float:
         return timestep
     # Written without 1/t, which overflows for the smallest timesteps.
     return math.exp(mu) * timestep / (math.exp(mu) * timestep + 1 - timestep)
+
+
+def weighted(loss_B: Tensor, sigma_B: Tensor, objective: ObjectiveSection) -> Tensor:
+    """Losses [B] times the weight of their noise level.
+
+    The weights are those of SD3, 3.1, as diffusers' `compute_loss_weighting_for_sd3` has them.
+    """
+    if objective.weighting == "sigma_sqrt":
+        return loss_B / sigma_B.square()
+    if objective.weighting == "cosmap":
+        return loss_B * 2 / (math.pi * (1 - 2 * sigma_B + 2 * sigma_B.square()))
+    return loss_B
 
 
 def pack(latent_chw: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.memory import Footprint, budget_of
-from kiss3d_train.objective import Batch, loss_per_sample
+from kiss3d_train.objective import Batch, loss_per_sample, weighted
 from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
@@ -119,6 +119,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     def loss_fn(model: torch.nn.Module, batch: Batch) -> Tensor:
         return loss_per_sample(model, batch, guidance)
 
+    def training_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+        return weighted(loss_fn(model, batch), batch.sigma_B, config.objective)
+
     def validate() -> dict[str, float]:
         validation.update(held_out_loss(engine, loss_fn, held_out, config))
         return validation
@@ -128,7 +131,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         config=config,
         engine=engine,
         stream=stream,
-        loss_fn=loss_fn,
+        loss_fn=training_loss,
         validate=validate if has_validation else None,
         save=lambda step: _save(job, engine, step),
         sink=sink,

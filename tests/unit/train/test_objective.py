@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kiss3d_train.objective import (
     pack,
     shift_mu,
     shifted,
+    weighted,
 )
 
 OBJECTIVE = ObjectiveSection()
@@ -46,7 +48,14 @@ def test_shift_is_linear_in_the_token_count_through_flux_points() -> None:
     assert mu is not None
     assert mu == pytest.approx(1.8433, abs=1e-4)
     assert shifted(0.5, mu) == pytest.approx(6.3175 / 7.3175, abs=1e-4)
-    assert shift_mu(ObjectiveSection(base_shift=None), 8192) is None
+
+
+def test_shift_can_be_one_for_every_size_or_none() -> None:
+    for tokens in (8, 256, 8192):
+        mu = shift_mu(ObjectiveSection(shift=3.0), tokens)
+        assert shifted(0.5, mu) == pytest.approx(0.75)
+        assert shift_mu(ObjectiveSection(shift="none"), tokens) is None
+    assert shifted(0.3, shift_mu(ObjectiveSection(shift=1.0), 8192)) == pytest.approx(0.3)
 
 
 def test_shift_matches_the_scheduler_used_for_sampling() -> None:
@@ -89,6 +98,16 @@ def test_sigma_reaches_the_model_in_float32() -> None:
     assert timestep.dtype == torch.float32
     assert timestep.item() == pytest.approx(0.99901, abs=1e-7)
     assert model.inputs["guidance"] is None
+
+
+@pytest.mark.parametrize("weighting", ["none", "sigma_sqrt", "cosmap"])
+def test_weights_are_those_of_diffusers(weighting: Literal["none", "sigma_sqrt", "cosmap"]) -> None:
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    sigma, loss = torch.tensor([0.02, 0.3, 0.5, 0.97]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    expected = loss * compute_loss_weighting_for_sd3(weighting, sigma)
+    found = weighted(loss, sigma, ObjectiveSection(weighting=weighting))
+    assert found.tolist() == pytest.approx(expected.tolist())
 
 
 def test_packing_and_ids_are_those_of_the_pipeline() -> None:
