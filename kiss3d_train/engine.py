@@ -18,7 +18,7 @@ from kiss3d_train.config import OptimizerSection, TrainConfig
 from kiss3d_train.objective import Batch
 
 LossFn = Callable[[nn.Module, Batch], Tensor]
-"""Per-sample losses [B] of a model on a batch."""
+"""Losses of a model on a batch: [B], one per sample; for validation also [B, ...], in parts."""
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of a LoRA parameter: its float32 master and the two Adam moments."""
@@ -54,7 +54,7 @@ class Engine(ABC):
         return torch.stack(losses).mean()
 
     def losses(self, loss_fn: LossFn, batch: Batch) -> Tensor:
-        """Per-sample losses [B] without gradients. Collective for ZeRO-3: all workers must call."""
+        """What `loss_fn` gives, without gradients. Collective for ZeRO-3: all workers must call."""
         with torch.no_grad(), self._precision():
             return loss_fn(self.model, batch.to(self.device))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.curves import LossCurves
 from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine, LossFn
 
@@ -39,6 +40,7 @@ class Trainer:
         save: writes a checkpoint for the number of steps done. Collective.
         sink: None on all ranks but 0.
         mfu_per_rate: share of the devices' peak that a sample per second takes; None if unknown.
+        curves: what `loss_fn` leaves for a drain, if it does.
     """
 
     config: TrainConfig
@@ -49,6 +51,7 @@ class Trainer:
     save: Callable[[int], None]
     sink: Sink | None
     mfu_per_rate: float | None = None
+    curves: LossCurves | None = None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
 
@@ -96,10 +99,11 @@ class Trainer:
         losses = torch.stack([loss for loss, _ in self._pending])
         norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
         counts = (float(self._stop_is_requested()), float(self.stream.num_skipped))
-        summed = torch.cat([losses, norms, losses.new_tensor(counts)])
+        parts = self.curves.take() if self.curves else losses.new_zeros(0)
+        summed = torch.cat([losses, norms, losses.new_tensor(counts), parts])
         dist.all_reduce(summed)
-        skipped = summed[-1].item()
-        *values, stop, _ = (summed / dist.get_world_size()).tolist()
+        stop, skipped, *curves = summed[2 * num :].tolist()
+        values = (summed[: 2 * num] / dist.get_world_size()).tolist()
         means, grad_norms = values[:num], values[num:]
         seconds = (time.perf_counter() - self._drained_at) / num
         self._drained_at = time.perf_counter()
@@ -109,6 +113,8 @@ class Trainer:
             lr = learning_rate(self.config, done - 1)
             self.log({"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}, done)
             _require_finite(loss, norm, done)
+        if self.curves:
+            self.log(self.curves.metrics(curves), step)
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
         if self.config.data.on_corrupt == "skip":

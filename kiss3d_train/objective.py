@@ -145,7 +145,12 @@ def image_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def loss_per_sample(model: nn.Module, batch: Batch, guidance: float | None) -> Tensor:
-    """Mean squared error of the predicted velocity, [B], float32.
+    """Mean squared error of the predicted velocity, [B]; see `squared_errors`."""
+    return squared_errors(model, batch, guidance).mean(dim=(1, 2))
+
+
+def squared_errors(model: nn.Module, batch: Batch, guidance: float | None) -> Tensor:
+    """Squared errors of the predicted velocity, [B, N, C], float32.
 
     x_sigma = (1 - sigma) x0 + sigma noise; target = noise - x0 (rectified flow). The noisy latent
     and sigma enter the model in float32: a bfloat16 sigma near 1 has steps of 0.004.
@@ -170,4 +175,4 @@ def loss_per_sample(model: nn.Module, batch: Batch, guidance: float | None) -> T
     )[0]
     target_BNC = batch.noise_BNC - batch.x0_BNC
     errors_BNC: Tensor = predicted_BNC.float() - target_BNC
-    return errors_BNC.square().mean(dim=(1, 2))
+    return errors_BNC.square()

@@ -5,32 +5,43 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.curves import region_metrics
 from kiss3d_train.data.stream import Samples, validation_batch
 from kiss3d_train.engine import Engine, LossFn
 
 
 def held_out_loss(
-    engine: Engine, loss_fn: LossFn, samples: Samples, config: TrainConfig
+    engine: Engine, loss_fn: LossFn, samples: Samples, config: TrainConfig, layout: BundleLayout
 ) -> dict[str, float]:
-    """Mean loss over the first validation samples, in all and by sigma. Collective.
+    """Mean loss over the first validation samples: in all, by sigma and by region. Collective.
 
     All workers do the same number of forward passes, because under ZeRO-3 each is a collective;
     surplus ones repeat the last pair and do not count.
+
+    Args:
+        engine: what is validated.
+        loss_fn: mean squared errors of a batch's tiles (`curves.tile_losses`).
+        samples: the held-out split.
+        config: the recipe.
+        layout: of the bundles.
     """
     sigmas = config.validation.sigmas
     num_samples = min(config.validation.samples, len(samples))
     pairs = [(index, number) for index in range(num_samples) for number in range(len(sigmas))]
-    table = torch.zeros(num_samples, len(sigmas), device=engine.device)
+    tiles = (len(layout.rows), layout.num_views)
+    table = torch.zeros(num_samples, len(sigmas), *tiles, device=engine.device)
     for chunk, num_counted in _shares(pairs, config.scaling.micro_batch):
         batch = validation_batch(samples, [(i, sigmas[k]) for i, k in chunk], config)
         losses = engine.losses(loss_fn, batch)
         for (index, number), loss in zip(chunk[:num_counted], losses, strict=False):
             table[index, number] = loss
     dist.all_reduce(table)
-    by_sigma = table.mean(dim=0).tolist()
+    by_sigma = table.mean(dim=(0, 2, 3)).tolist()
     metrics = {f"val/loss_sigma_{s:g}": loss for s, loss in zip(sigmas, by_sigma, strict=True)}
-    return {"val/loss": sum(by_sigma) / len(by_sigma), **metrics}
+    regions = region_metrics("val", table.mean(dim=(0, 1)).cpu(), layout)
+    return {"val/loss": sum(by_sigma) / len(by_sigma), **metrics, **regions}
 
 
 def _shares(pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[list[tuple[int, int]], int]]:

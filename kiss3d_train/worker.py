@@ -22,6 +22,7 @@ from kiss3d_train import checkpoint
 from kiss3d_train.assembly import assemble
 from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.curves import LossCurves, tile_losses, training_loss
 from kiss3d_train.data.cache import DiskCache
 from kiss3d_train.data.latents import open_split
 from kiss3d_train.data.shards import load_index
@@ -30,7 +31,7 @@ from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.memory import Footprint, budget_of
-from kiss3d_train.objective import Batch, loss_per_sample, weighted
+from kiss3d_train.objective import Batch, squared_errors
 from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
@@ -116,26 +117,25 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     stream = Stream(training, order, config, dist.get_rank(), dist.get_world_size())
     validation: dict[str, float] = {}
 
-    def loss_fn(model: torch.nn.Module, batch: Batch) -> Tensor:
-        return loss_per_sample(model, batch, guidance)
-
-    def training_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-        return weighted(loss_fn(model, batch), batch.sigma_B, config.objective)
+    def tiles(model: torch.nn.Module, batch: Batch) -> Tensor:
+        return tile_losses(squared_errors(model, batch, guidance), batch.grid, job.layout)
 
     def validate() -> dict[str, float]:
-        validation.update(held_out_loss(engine, loss_fn, held_out, config))
+        validation.update(held_out_loss(engine, tiles, held_out, config, job.layout))
         return validation
 
+    curves = LossCurves(job.layout, device)
     has_validation = config.validation.samples > 0 and len(held_out) > 0
     trainer = Trainer(
         config=config,
         engine=engine,
         stream=stream,
-        loss_fn=training_loss,
+        loss_fn=training_loss(config.objective, guidance, curves),
         validate=validate if has_validation else None,
         save=lambda step: _save(job, engine, step),
         sink=sink,
         mfu_per_rate=_mfu_per_rate(job, device),
+        curves=curves,
     )
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
