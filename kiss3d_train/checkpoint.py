@@ -3,6 +3,7 @@
     checkpoints/step-00000500/
         weights.safetensors     float32 masters of the adapter
         moments.safetensors     exp_avg/<name> and exp_avg_sq/<name> of AdamW
+        ema.safetensors         float32 moving average of the weights, of runs that keep one
         state.json              step, identity, MLflow run, checksums of all of it
 
 The learning rate, the sample order and all randomness are functions of the recipe and the step, so
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
+from kiss3d_train.average import AVERAGE_KIND
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.engine import KINDS, State
 
@@ -30,6 +32,7 @@ _FORMAT = 1
 _STATE_FILE = "state.json"
 _WEIGHTS_FILE = "weights.safetensors"
 _MOMENTS_FILE = "moments.safetensors"
+_AVERAGE_FILE = "ema.safetensors"
 _PREFIX = "step-"
 
 
@@ -64,7 +67,7 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps done.
-        state: whole training state, as `Engine.gather` returns it.
+        state: whole training state, as `Engine.gather` returns it, and the average if there is one.
         identity: of the run that wrote it.
         tracking_run: MLflow run id, if any.
     """
@@ -139,6 +142,8 @@ def load(path: Path) -> Checkpoint:
         for name, tensor in load_file(path / _MOMENTS_FILE).items():
             kind, _, parameter = name.partition("/")
             state[kind][parameter] = tensor
+        if _AVERAGE_FILE in manifest["files"]:
+            state[AVERAGE_KIND] = load_file(path / _AVERAGE_FILE)
         fields = manifest["identity"]
         identity = Identity(**{**fields, "modules": tuple(fields["modules"])})
         return Checkpoint(path, manifest["step"], state, identity, manifest["tracking_run"])
@@ -188,12 +193,14 @@ def _write(
 
     save_file(state["weight"], folder / _WEIGHTS_FILE)
     save_file(dict(_moments(state)), folder / _MOMENTS_FILE)
+    if AVERAGE_KIND in state:
+        save_file(state[AVERAGE_KIND], folder / _AVERAGE_FILE)
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "step": step,
         "identity": asdict(identity),
         "tracking_run": tracking_run,
-        "files": {name: sha256_of(folder / name) for name in (_WEIGHTS_FILE, _MOMENTS_FILE)},
+        "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())},
     }
     manifest["sha256"] = _digest(manifest)
     (folder / _STATE_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

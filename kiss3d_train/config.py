@@ -138,6 +138,10 @@ class OptimizerSection(Config):
     """Decoupled weight decay."""
     max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
     """Gradients are clipped to this global norm."""
+    ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, of which this much remains in a step (0.999 remembers
+    about 1000 of them); held-out losses are then the average's, and it gets an adapter file of its
+    own. None when not given."""
 
 
 class EngineSection(Config):
@@ -229,6 +233,8 @@ class TrainConfig(Config):
     def _weights_stay_whole(self) -> Self:
         if self.engine.takes_weights_apart and self.base.quantize != "none":
             raise ValueError("base.quantize needs engine.zero_stage 0, 1 or 2")
+        if self.engine.takes_weights_apart and self.optimizer.ema_decay is not None:
+            raise ValueError("optimizer.ema_decay needs engine.zero_stage 0, 1 or 2")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
+from kiss3d_train.average import WeightAverage
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves
 from kiss3d_train.data.stream import Stream
@@ -41,6 +42,7 @@ class Trainer:
         sink: None on all ranks but 0.
         mfu_per_rate: share of the devices' peak that a sample per second takes; None if unknown.
         curves: what `loss_fn` leaves for a drain, if it does.
+        average: of the weights, updated in every step.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class Trainer:
     sink: Sink | None
     mfu_per_rate: float | None = None
     curves: LossCurves | None = None
+    average: WeightAverage | None = None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
 
@@ -84,6 +87,8 @@ class Trainer:
         batches = self.stream.micro_batches(step)
         loss = self.engine.forward_backward(self.loss_fn, batches)
         grad_norm = self.engine.step(learning_rate(self.config, step))
+        if self.average:
+            self.average.update(step)
         self._pending.append((loss, grad_norm))
 
     def drain(self, step: int) -> tuple[list[float], bool]:

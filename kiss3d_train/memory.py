@@ -34,7 +34,7 @@ class Footprint:
     """Memory of one worker, in bytes.
 
     Attributes:
-        weights: by item: base, adapter, gradients, optimizer.
+        weights: by item: base, adapter, gradients, optimizer, and the average if one is kept.
         tensor: of one value per token and channel of width, in the blocks' precision.
         num_double, num_single: blocks.
         is_fused: the blocks are ours, which keep what they are told.

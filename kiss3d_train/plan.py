@@ -106,6 +106,7 @@ class Plan:
                 "adapter": 4 * self.num_adapter * (share if stage == 3 else 1),
                 "gradients": 4 * self.num_adapter * (share if stage >= 2 else 1),
                 "optimizer": self.num_adapter * (8 * (share if stage else 1) + 4 * masters),
+                **({"average": 4 * self.num_adapter} if self._has_average else {}),
             },
             tensor=tokens * self.width * value_bytes,
             num_double=self.num_double,
@@ -188,7 +189,7 @@ class Plan:
                 f"{self.num_adapter / 1e6:,.2f} M weights on {len(self.adapted)} linears, float32",
             ),
             *self._initial_figures(),
-            ("checkpoint", _bytes(12 * self.num_adapter)),
+            ("checkpoint", _bytes((16 if self._has_average else 12) * self.num_adapter)),
             *self._data_figures(),
         ]
         counts = Counter(self.keeps)
@@ -225,6 +226,10 @@ class Plan:
             ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
             ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
         ]
+
+    @property
+    def _has_average(self) -> bool:
+        return self.config.optimizer.ema_decay is not None
 
     @property
     def _stage(self) -> int:

@@ -30,7 +30,14 @@ from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
-from kiss3d_train.summary import SUMMARY_FILE, TrainSummary, adapter_of, finished_at, values_of
+from kiss3d_train.summary import (
+    SUMMARY_FILE,
+    TrainSummary,
+    adapter_of,
+    averaged_adapter_of,
+    finished_at,
+    values_of,
+)
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
 _POLL_SECONDS = 0.5
@@ -251,6 +258,8 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
     with writing(config.run.dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     tracker.log_artifact(adapter, "adapter")
+    if config.optimizer.ema_decay is not None:
+        tracker.log_artifact(averaged_adapter_of(config.run.dir), "adapter_ema")
     tracker.log_artifact(config.run.dir / SUMMARY_FILE)
     return summary
 

@@ -63,6 +63,11 @@ def adapter_of(run_dir: Path) -> Path:
     return run_dir / "adapter" / "pytorch_lora_weights.safetensors"
 
 
+def averaged_adapter_of(run_dir: Path) -> Path:
+    """Where the moving average of a run's adapter lies, if it keeps one."""
+    return run_dir / "adapter_ema" / "pytorch_lora_weights.safetensors"
+
+
 def values_of(config: TrainConfig) -> dict[str, str]:
     """Every value of a recipe as text, by its dotted key."""
     return {key: value for key, value, _ in Resolved(config, {}).rows()}

@@ -5,7 +5,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +20,7 @@ from kiss3d_infer.flux.lora import LoraMetadata, save_lora
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train import checkpoint
 from kiss3d_train.assembly import assemble
+from kiss3d_train.average import AVERAGE_KIND, WeightAverage
 from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves, tile_losses, training_loss
@@ -32,6 +33,7 @@ from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.memory import Footprint, budget_of
 from kiss3d_train.objective import Batch, squared_errors
+from kiss3d_train.summary import adapter_of, averaged_adapter_of
 from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
@@ -108,7 +110,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     guidance = config.objective.guidance if transformer.config.guidance_embeds else None
     keeps = job.footprint.keeps(config, budget_of(config, device))
     engine = assemble(transformer, config, device, keeps)
-    first_step = _restore(job, engine)
+    first_step, average = _restore(job, engine)
     index = load_index(config.data.shards)
     cache = _cache(config)
     training = open_split(job.latents, index, "train", cache)
@@ -121,7 +123,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         return tile_losses(squared_errors(model, batch, guidance), batch.grid, job.layout)
 
     def validate() -> dict[str, float]:
-        validation.update(held_out_loss(engine, tiles, held_out, config, job.layout))
+        with average.in_place() if average else nullcontext():
+            validation.update(held_out_loss(engine, tiles, held_out, config, job.layout))
         return validation
 
     curves = LossCurves(job.layout, device)
@@ -132,16 +135,17 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         stream=stream,
         loss_fn=training_loss(config.objective, guidance, curves),
         validate=validate if has_validation else None,
-        save=lambda step: _save(job, engine, step),
+        save=lambda step: _save(job, engine, average, step),
         sink=sink,
         mfu_per_rate=_mfu_per_rate(job, device),
         curves=curves,
+        average=average,
     )
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
     stream.close()
-    _export(job, engine)
+    _export(job, engine, average)
     return Outcome(step, tuple(losses), validation, seconds, _peak_memory(device))
 
 
@@ -185,8 +189,8 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def _restore(job: Job, engine: Engine) -> int:
-    """Take over the newest checkpoint, the same on all workers; returns the steps it holds."""
+def _restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
+    """Take over the newest checkpoint, the same on all workers: its steps, and the average."""
     folder = checkpoints_of(job.config)
     found: Checkpoint | None = None
     if dist.get_rank() == 0:
@@ -198,16 +202,21 @@ def _restore(job: Job, engine: Engine) -> int:
             found = checkpoint.load(checkpoint.path_of(folder, int(step)))
         elif job.initial is not None:
             found = checkpoint.load(job.initial)
-    if found is None:
-        return 0
-    checkpoint.require_same(found.identity, job.identity, found.path)
-    engine.scatter(found.state, found.step)
-    return found.step
+    if found is not None:
+        checkpoint.require_same(found.identity, job.identity, found.path)
+        engine.scatter(found.state, found.step)
+    decay, average = job.config.optimizer.ema_decay, None
+    if decay is not None:
+        earlier = found.state.get(AVERAGE_KIND) if found else None
+        average = WeightAverage(engine.parameters, decay, earlier)
+    return found.step if found else 0, average
 
 
-def _save(job: Job, engine: Engine, step: int) -> None:
+def _save(job: Job, engine: Engine, average: WeightAverage | None, step: int) -> None:
     state = engine.gather()
     if dist.get_rank() == 0:
+        if average:
+            state[AVERAGE_KIND] = average.on_cpu()
         checkpoint.save(
             checkpoints_of(job.config),
             step,
@@ -218,8 +227,8 @@ def _save(job: Job, engine: Engine, step: int) -> None:
         )
 
 
-def _export(job: Job, engine: Engine) -> None:
-    """Write the adapter where `kiss3d generate --lora` and diffusers find it."""
+def _export(job: Job, engine: Engine, average: WeightAverage | None) -> None:
+    """Write the adapter, and its average, where `kiss3d generate --lora` and diffusers find it."""
     weights = engine.gather()["weight"]
     if dist.get_rank() == 0:
         adapter = job.config.adapter
@@ -230,7 +239,11 @@ def _export(job: Job, engine: Engine) -> None:
             data=job.identity.data,
             layout=job.layout,
         )
-        save_lora(job.config.run.dir / "adapter", weights, metadata)
+        averaged = averaged_adapter_of(job.config.run.dir)
+        averaged.unlink(missing_ok=True)  # of an earlier end, when the run kept one
+        if average:
+            save_lora(averaged.parent, average.on_cpu(), metadata)
+        save_lora(adapter_of(job.config.run.dir).parent, weights, metadata)
 
 
 def _mfu_per_rate(job: Job, device: torch.device) -> float | None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
 
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.engine import KINDS, State, bucket_elements, deepspeed_config
+from kiss3d_train.engine import KINDS, Engine, State, bucket_elements, deepspeed_config
 
 ENGINES = [("ddp", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 SPLIT, END = 2, 4
@@ -30,6 +30,22 @@ def unflat(path: Path) -> State:
     return state
 
 
+def lend_to_an_average(engine: Engine, config: TrainConfig) -> None:
+    """What a validation of averaged weights does, with ones that matter; must leave no trace."""
+    from tiny_training import TinySamples
+
+    from kiss3d_train.average import WeightAverage
+    from kiss3d_train.data.stream import validation_batch
+    from kiss3d_train.objective import loss_per_sample
+
+    batch = validation_batch(TinySamples(), [(0, 0.5)], config)
+    half = {name: p.detach() / 2 for name, p in engine.parameters.items()}
+    losses = [engine.losses(lambda m, b: loss_per_sample(m, b, 1.0), batch)]
+    with WeightAverage(engine.parameters, 0.5, half).in_place():
+        losses.append(engine.losses(lambda m, b: loss_per_sample(m, b, 1.0), batch))
+    assert not torch.equal(*losses)
+
+
 def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> None:
     """For each engine: train straight, then from a gathered state; rank 0 writes the results."""
     join_group(rank, world_size, port)
@@ -45,6 +61,8 @@ def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> No
         final = straight.gather()
         resumed = tiny_engine(config)
         resumed.scatter(unflat(folder / f"{kind}{stage}.safetensors"), SPLIT)
+        if not config.engine.takes_weights_apart:
+            lend_to_an_average(resumed, config)
         again = train_steps(resumed, config, SPLIT, END)
         final_again = resumed.gather()
         if rank == 0:

@@ -1,0 +1,103 @@
+"""What a worker does with a recipe, alone in a process group of its own and without Ray."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from tiny_training import free_port, join_group
+
+from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.config import load_config
+from kiss3d_infer.flux.base import base_identity
+from kiss3d_train import checkpoint
+from kiss3d_train.average import AVERAGE_KIND
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.shards import load_index
+from kiss3d_train.plan import make_plan
+from kiss3d_train.resume import identity_of
+from kiss3d_train.summary import adapter_of, averaged_adapter_of
+from kiss3d_train.worker import Job, work
+
+DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo.yaml"
+
+
+class Records:
+    """Metrics by step."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def show(self, line: str) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    join_group(0, 1, free_port())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def overrides(shards: Path, base: Path, tmp_path: Path) -> list[str]:
+    return [
+        f"run.dir={tmp_path / 'run'}",
+        f"base.path={base}",
+        f"data.shards={shards}",
+        "data.global_batch=2",
+        "adapter.rank=2",
+        "optimizer.warmup_steps=0",
+        "engine.kind=ddp",
+        "scaling.workers=1",
+        "scaling.micro_batch=2",
+        "validation.samples=1",
+    ]
+
+
+def job_of(overrides: list[str], latents: Path, *more: str) -> Job:
+    resolved = load_config(TrainConfig, DEMO, [*overrides, *more])
+    config = resolved.config
+    plan, index = make_plan(resolved), load_index(config.data.shards)
+    identity = identity_of(config, base_identity(config.base.path), index)
+    flops = plan.model_flops_per_sample
+    return Job(config, latents, PUBLISHED, identity, None, "run-1", flops, plan.footprint)
+
+
+def test_the_average_is_validated_saved_and_exported(overrides: list[str], latents: Path) -> None:
+    job = job_of(overrides, latents, "run.steps=3", "optimizer.ema_decay=0.5")
+    run_dir, sink = job.config.run.dir, Records()
+    outcome = work(job, sink)
+    weights, averages = load_file(adapter_of(run_dir)), load_file(averaged_adapter_of(run_dir))
+    saved = checkpoint.load(checkpoint.path_of(checkpoint.checkpoints_of(job.config), 3)).state
+    assert weights.keys() == averages.keys()
+    for name, tensor in saved[AVERAGE_KIND].items():
+        assert torch.equal(averages[f"transformer.{name}"], tensor)
+        assert torch.equal(weights[f"transformer.{name}"], saved["weight"][name])
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in averages.items())
+    assert {"train/loss_by_region/rgb", "val/loss_by_region/view_3"} <= sink.metrics[3].keys()
+
+    # It changes what is validated and nothing of the training.
+    other = [f"{overrides[0]}-plain", *overrides[1:], "run.steps=3"]
+    plain = work(job_of(other, latents), None)
+    assert plain.losses == outcome.losses
+    assert plain.validation["val/loss"] != outcome.validation["val/loss"]
+    # To go on without one leaves no old one behind.
+    work(job_of(overrides, latents, "run.steps=3"), None)
+    assert adapter_of(run_dir).exists() and not averaged_adapter_of(run_dir).exists()
+
+
+def test_the_recipes_weighting_is_trained(overrides: list[str], latents: Path) -> None:
+    overrides += ["run.steps=1", "validation.samples=0"]
+    plain = work(job_of(overrides, latents), None)
+    other = [f"{overrides[0]}-2", *overrides[1:], "objective.weighting=cosmap"]
+    weighted = work(job_of(other, latents), None)
+    ratio = weighted.losses[0] / plain.losses[0]
+    # 2 / pi at the ends of the noise levels, 4 / pi between.
+    assert 0.6366 < ratio < 1.2733
+    assert ratio != pytest.approx(1, abs=1e-3)
