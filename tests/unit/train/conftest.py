@@ -1,7 +1,10 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from tiny_data import encode_here, make_base, make_shards
+from tiny_training import free_port, join_group
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latents(shards: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoded form of `shards`; not to be changed."""
     return encode_here(shards, base, tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process alone."""
+    join_group(0, 1, free_port())
+    yield
+    dist.destroy_process_group()

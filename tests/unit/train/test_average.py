@@ -1,17 +1,14 @@
 """The moving average of a tiny Flux's adapter: its values, and a run that is killed and resumed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 from tiny_training import (
     TinySamples,
-    free_port,
-    join_group,
     reversed_on_odd_epochs,
     tiny_config,
     tiny_engine,
@@ -26,13 +23,6 @@ from kiss3d_train.objective import loss_per_sample
 
 DECAY = 0.4
 IDENTITY = Identity("base", "data", "encoder", ("attn.to_q",), 2, 2.0, 3, 4)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    join_group(0, 1, free_port())
-    yield
-    dist.destroy_process_group()
 
 
 class Run:

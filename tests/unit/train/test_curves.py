@@ -1,15 +1,12 @@
 """Where a loss comes from, on invented errors and on a tiny Flux."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from tiny_training import (
+    Records,
     TinySamples,
-    free_port,
-    join_group,
     reversed_on_odd_epochs,
     tiny_config,
     tiny_engine,
@@ -25,13 +22,6 @@ from kiss3d_train.validation import held_out_loss
 
 CPU = torch.device("cpu")
 THREE_VIEWS = BundleLayout(azimuths=(0.0, 90.0, 180.0), elevations=(0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    join_group(0, 1, free_port())
-    yield
-    dist.destroy_process_group()
 
 
 def batch_at(*sigmas: float) -> Batch:
@@ -79,19 +69,6 @@ def test_workers_sums_give_the_curves_of_all_samples() -> None:
     both.add(errors, batch_at(0.1, 0.75, 0.12))
     found = both.metrics((one.take() + other.take()).tolist())
     assert found == pytest.approx(both.metrics(both.take().tolist()), rel=1e-6)
-
-
-class Records:
-    """Metrics by step."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[int, dict[str, float]] = {}
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.setdefault(step, {}).update(metrics)
-
-    def show(self, line: str) -> None:
-        pass
 
 
 def trained(config: TrainConfig, first: int = 0) -> tuple[list[float], dict[int, dict[str, float]]]:

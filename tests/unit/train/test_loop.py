@@ -1,14 +1,12 @@
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from tiny_training import (
+    Records,
     TinySamples,
-    free_port,
-    join_group,
     reversed_on_odd_epochs,
     tiny_config,
     tiny_engine,
@@ -19,29 +17,6 @@ from kiss3d_train.data.storage import DamageError
 from kiss3d_train.data.stream import Sample, Stream
 from kiss3d_train.loop import Trainer
 from kiss3d_train.objective import loss_per_sample
-
-
-class Records:
-    """Metrics by step."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[int, dict[str, float]] = {}
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.setdefault(step, {}).update(metrics)
-
-    def show(self, line: str) -> None:
-        pass
-
-    def steps_with(self, name: str) -> list[int]:
-        return sorted(step for step, metrics in self.metrics.items() if name in metrics)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    join_group(0, 1, free_port())
-    yield
-    dist.destroy_process_group()
 
 
 def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: Path) -> None:

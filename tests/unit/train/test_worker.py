@@ -1,13 +1,11 @@
 """What a worker does with a recipe, alone in a process group of its own and without Ray."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from tiny_training import free_port, join_group
+from tiny_training import Records
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
@@ -24,24 +22,7 @@ from kiss3d_train.worker import Job, work
 DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo.yaml"
 
 
-class Records:
-    """Metrics by step."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[int, dict[str, float]] = {}
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.setdefault(step, {}).update(metrics)
-
-    def show(self, line: str) -> None:
-        pass
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    join_group(0, 1, free_port())
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

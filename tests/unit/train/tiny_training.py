@@ -93,6 +93,22 @@ def train_steps(engine: Engine, config: TrainConfig, first: int, last: int) -> l
     return losses
 
 
+class Records:
+    """Metrics by step."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.setdefault(step, {}).update(metrics)
+
+    def show(self, line: str) -> None:
+        pass
+
+    def steps_with(self, name: str) -> list[int]:
+        return sorted(step for step, metrics in self.metrics.items() if name in metrics)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
