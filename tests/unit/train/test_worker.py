@@ -60,6 +60,8 @@ def test_the_average_is_validated_saved_and_exported(overrides: list[str], laten
     for name, tensor in saved[AVERAGE_KIND].items():
         assert torch.equal(averages[f"transformer.{name}"], tensor)
         assert torch.equal(weights[f"transformer.{name}"], saved["weight"][name])
+    planned = job.footprint.weights["average"]
+    assert planned == sum(t.nbytes for t in saved[AVERAGE_KIND].values())
     assert any(not torch.equal(weights[name], tensor) for name, tensor in averages.items())
     assert {"train/loss_by_region/rgb", "val/loss_by_region/view_3"} <= sink.metrics[3].keys()
 
