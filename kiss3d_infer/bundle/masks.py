@@ -66,12 +66,16 @@ def shown_views(alpha: Tensor, *, where: object = None, fix: str = _ANOTHER_BUND
     return shown
 
 
-def rgb_masks(bundle: Bundle) -> NDArray[np.bool_]:
+def rgb_masks(bundle: Bundle, known: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Binary silhouettes [V, T, T] of the RGB row.
 
     Enclosed white regions count as inside where the normal row has a surface, too.
+
+    Args:
+        bundle: of V views.
+        known: its `normal_masks`, if they are at hand.
     """
-    known = normal_masks(bundle)
+    known = normal_masks(bundle) if known is None else known
     return np.stack(for_each_view(lambda v: _rgb_mask(bundle.rgb[v], known[v]), len(known)))
 
 

@@ -1,6 +1,7 @@
 """Is a bundle, above all a generated one, fit to be reconstructed, and if not, what is wrong?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class BundleReport:
 
 def validate(bundle: Bundle) -> BundleReport:
     """Measure a bundle's inner consistency and say what is wrong with it."""
-    masks = np.stack([silhouette.rgb_masks(bundle), silhouette.normal_masks(bundle)])
+    normal_masks = silhouette.normal_masks(bundle)
+    masks = np.stack([silhouette.rgb_masks(bundle, normal_masks), normal_masks])
     borders = _borders(bundle)
     background = (borders < _WHITE).mean(-1)
     coloured = background < _MIN_BACKGROUND
@@ -188,32 +190,30 @@ def _hull_coverage(masks: Mask, shown: Mask, layout: BundleLayout) -> NDArray[np
     fine = torch.from_numpy(masks[:, None]).float()
     coarse = interpolate(fine, size=_HULL_PIXELS, mode="area")[:, 0]
     wide = max_pool2d((coarse > 0).float(), 3, stride=1, padding=1).bool()
-    axis = torch.linspace(-1.1, 1.1, _HULL_VOXELS)
-    voxels = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    pixels = _voxel_pixels(layout)
+    is_left = torch.ones(pixels.shape[1], dtype=torch.bool)
     for view in np.flatnonzero(shown):
-        rows, columns = _pixels(voxels, view, layout)
-        voxels = voxels[wide[view, rows, columns]]
+        is_left &= wide[view].flatten().index_select(0, pixels[view])
+    pixels = pixels[:, is_left]
     coverage = np.ones(len(masks))
     for view in np.flatnonzero(shown):
         covered = torch.zeros_like(wide[view])
-        covered[_pixels(voxels, view, layout)] = True
+        covered.view(-1)[pixels[view]] = True
         solid = coarse[view] > 0.5
         if solid.any():
             coverage[view] = (covered & solid).sum() / solid.sum()
     return coverage
 
 
-def _pixels(points: Tensor, view: np.intp, layout: BundleLayout) -> tuple[Tensor, Tensor]:
-    """Rows and columns in a coarse silhouette of world points [N, 3]."""
-    camera = replace(
-        layout.cameras,
-        azimuths=layout.azimuths[view : view + 1],
-        elevations=layout.elevations[view : view + 1],
-    )
-    clip = camera.clip(points)[0]
-    place = (clip[:, :2] / clip[:, 3:] * torch.tensor([1, -1]) + 1) * _HULL_PIXELS / 2
+@lru_cache(maxsize=2)
+def _voxel_pixels(layout: BundleLayout) -> Tensor:
+    """Where each voxel of the coarse grid lies in each coarse silhouette: flat indices [V, N]."""
+    axis = torch.linspace(-1.1, 1.1, _HULL_VOXELS)
+    voxels = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    clip = layout.cameras.clip(voxels)  # [V, N, 4]
+    place = (clip[..., :2] / clip[..., 3:] * torch.tensor([1, -1]) + 1) * _HULL_PIXELS / 2
     columns, rows = place.long().clamp(0, _HULL_PIXELS - 1).unbind(-1)
-    return rows, columns
+    return (rows * _HULL_PIXELS + columns).int()
 
 
 def _iou(a: Mask, b: Mask) -> float:

@@ -24,5 +24,5 @@ def modulated(srgb: Tensor, by: Tensor) -> Tensor:
 
 def to_bytes(values: Tensor) -> NDArray[np.uint8]:
     """Values in [0, 1] rounded to 8 bits, any shape and device."""
-    pixels = (values.detach().cpu().clamp(0, 1) * 255).round().byte()
+    pixels = values.detach().cpu().clamp(0, 1).mul_(255).round_().byte()
     return np.ascontiguousarray(pixels.numpy())
