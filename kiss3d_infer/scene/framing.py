@@ -19,7 +19,9 @@ def framed(mesh: Mesh, cameras: Cameras) -> Mesh:
     s |x| <= FRAME (d - s z) / f for the cameras' distance d and focal length f; likewise y.
     """
     mesh = mesh.normalized()
-    used = mesh.vertices[torch.unique(mesh.faces.long())]
+    is_used = torch.zeros(len(mesh.vertices), dtype=torch.bool)
+    is_used[mesh.faces.flatten().long()] = True
+    used = mesh.vertices[is_used]
     view = torch.einsum("vji,nj->vni", cameras.rotations, used)  # [V, N, 3] camera axes
     reach = view[..., :2].abs().amax(-1)
     edge = FRAME / cameras.focal

@@ -44,7 +44,11 @@ class Textures:
         Returns:
             [P, C].
         """
-        start, height, width = self.places[index].unbind(1)
+        if not uv.is_cuda:
+            from kiss3d_infer.scene.raster.cpu import sampled
+
+            return sampled(self.texels, self.places, index, uv)
+        start, height, width = self.places.index_select(0, index).unbind(1)
         wrapped = uv - uv.floor()
         x, y = wrapped[:, 0] * width - 0.5, (1 - wrapped[:, 1]) * height - 0.5
         left, top = x.floor(), y.floor()
@@ -52,7 +56,11 @@ class Textures:
         columns = [(left.long() + step).remainder(width) for step in (0, 1)]
         rows = [start + (top.long() + step).remainder(height) * width for step in (0, 1)]
         upper, lower = (
-            torch.lerp(self.texels[row + columns[0]], self.texels[row + columns[1]], right_share)
+            torch.lerp(
+                self.texels.index_select(0, row + columns[0]),
+                self.texels.index_select(0, row + columns[1]),
+                right_share,
+            )
             for row in rows
         )
         return torch.lerp(upper, lower, lower_share)
@@ -77,11 +85,13 @@ class Paint:
 
     def at(self, material: Tensor, uv: Tensor) -> Tensor:
         """The property [P, C] at points of the materials [P], with uv [P, 2] if it is needed."""
-        values = self.factors[material]
+        values = self.factors.index_select(0, material)
         if self.pictures is not None:
-            picture = self.picture[material]
+            picture = self.picture.index_select(0, material)
             here = (picture >= 0).nonzero().flatten()
-            values[here] = values[here] * self.pictures.sample(picture[here], uv[here])
+            index, points = picture.index_select(0, here), uv.index_select(0, here)
+            texels = self.pictures.sample(index, points)
+            values.index_copy_(0, here, values.index_select(0, here) * texels)
         return values
 
 
@@ -132,7 +142,7 @@ class Surface:
 
     def albedo(self, face: Tensor, vertex_colors: Tensor, uv: Tensor) -> Tensor:
         """The surface's own colour at P points on the faces [P]: [P, 3]."""
-        albedo = self.colors.at(self.material_index[face], uv)
+        albedo = self.colors.at(self.material_index.index_select(0, face), uv)
         return albedo * vertex_colors if vertex_colors.shape[1] else albedo
 
 

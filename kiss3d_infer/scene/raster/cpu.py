@@ -1,5 +1,6 @@
 """The CPU rasterizer: compiled kernels behind autograd, one thread per view."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,56 @@ from kiss3d_infer.scene.raster import Fragments, edge_kernels, kernels
 from kiss3d_infer.scene.raster.kernels import Floats, Ints
 from kiss3d_infer.scene.raster.texture import sample_texture
 from kiss3d_infer.scene.raster.threads import for_each_view
+
+
+def interpolated_where_shown(attributes: Tensor, fragments: Fragments) -> tuple[Tensor, Tensor]:
+    """`CpuRasterizer.interpolate` of one view, only where it shows a face.
+
+    Returns:
+        Flat indices [P], ascending, and attributes [P, C].
+    """
+    (face,) = _ints(fragments.face)
+    where = np.empty(np.count_nonzero(face), np.int64)
+    out = np.empty((len(where), attributes.shape[1]), np.float32)
+    clip, faces = _floats(fragments.clip)[0], _ints(fragments.faces)
+    kernels.interpolate_shown(_floats(attributes), clip, faces, face, where, out)
+    return torch.from_numpy(where), torch.from_numpy(out)
+
+
+def sampled(texels: Tensor, places: Tensor, index: Tensor, uv: Tensor) -> Tensor:
+    """See `surface.Textures.sample`, whose bits these are."""
+    out = np.empty((len(index), texels.shape[1]), np.float32)
+    kernels.sample(_floats(texels), places.numpy(), index.numpy(), _floats(uv), out)
+    return torch.from_numpy(out)
+
+
+def averaged(
+    where: Tensor, samples: Sequence[Tensor], size: int, supersampling: int
+) -> tuple[Tensor, Tensor]:
+    """Pixels of square pictures from those of their samples that show something.
+
+    Args:
+        where: [P] int64 flat indices of samples, ascending; S times as many per row as pixels.
+        samples: their values, [P, C] each; the others' are 0.
+        size: pixels per row.
+        supersampling: S.
+
+    Returns:
+        Flat indices [Q] of the pixels with a sample, each once, and the means [Q, C of all] over
+        all their samples; of the last of the values the maximum.
+    """
+    shown = np.empty(len(where), np.int64)
+    channels = sum(values.shape[1] for values in samples)
+    row = np.empty(len(where), np.int64)
+    count = kernels.find_pixels(where.numpy(), size, supersampling, row, shown)
+    pixels = np.zeros((count, channels), np.float32)
+    first = 0
+    for values in samples[:-1]:
+        kernels.add(_floats(values), row, pixels[:, first : first + values.shape[1]])
+        first += values.shape[1]
+    pixels /= np.float32(supersampling**2)
+    kernels.raise_to(_floats(samples[-1]), row, pixels[:, first:])
+    return torch.from_numpy(shown[:count]), torch.from_numpy(pixels)
 
 
 @dataclass

@@ -18,9 +18,12 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MIN_W = 1e-8
+_WIDE = 8
+"""Pixels from which it pays to find out where a face's row begins and ends."""
 
 # No "nnan" and "ninf": vertices behind the camera are marked with NaN.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -29,6 +32,11 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 def kernel(function: F) -> F:
     """Compile a function, caching the result on disk."""
     return cast(F, numba.njit(cache=True, nogil=True, fastmath=_FAST)(function))
+
+
+def exact(function: F) -> F:
+    """As `kernel`, with every rounding as it is written down."""
+    return cast(F, numba.njit(cache=True, nogil=True)(function))
 
 
 @kernel
@@ -42,6 +50,16 @@ def project(clip: Floats, height: int, width: int, screen: Floats) -> None:
             screen[i, 2] = clip[i, 2] / w
         else:
             screen[i, :] = np.nan
+
+
+@kernel
+def _clipped(first: int, end: int, start: float, slope: float, row: float) -> tuple[int, int]:
+    """Without pixels of a row for which row - slope * (x + 0.5 - start) is clearly negative."""
+    if slope > 0.0:
+        end = int(min(np.float64(end), math.ceil(start + row / slope)))
+    elif slope < 0.0:
+        first = int(max(np.float64(first), math.floor(start + row / slope) - 1.0))
+    return first, end
 
 
 @kernel
@@ -65,6 +83,8 @@ def rasterize(screen: Floats, faces: Ints, face: Ints, depth: Floats) -> None:
         top = int(max(0.0, math.ceil(min(ay, by, cy) - 0.5)))
         bottom = int(min(height - 1.0, math.floor(max(ay, by, cy) - 0.5)))
         per_area = 1.0 / area
+        is_wide = right - left >= _WIDE
+        first, end = left, right
         for y in range(top, bottom + 1):
             py = y + 0.5
             row_a, row_b, row_c = (
@@ -72,7 +92,11 @@ def rasterize(screen: Floats, faces: Ints, face: Ints, depth: Floats) -> None:
                 (ax - cx) * (py - cy),
                 (bx - ax) * (py - ay),
             )
-            for x in range(left, right + 1):
+            if is_wide:
+                first, end = _clipped(left, right, bx, cy - by, row_a)
+                first, end = _clipped(first, end, cx, ay - cy, row_b)
+                first, end = _clipped(first, end, ax, by - ay, row_c)
+            for x in range(first, end + 1):
                 px = x + 0.5
                 in_a = row_a - (cy - by) * (px - bx)
                 in_b = row_b - (ay - cy) * (px - cx)
@@ -118,6 +142,34 @@ def interpolate(attributes: Floats, clip: Floats, faces: Ints, face: Ints, out: 
             for k in range(attributes.shape[1]):
                 total = u * attributes[a, k] + v * attributes[b, k] + w * attributes[c, k]
                 out[i, j, k] = total * scale
+
+
+@kernel
+def interpolate_shown(
+    attributes: Floats, clip: Floats, faces: Ints, face: Ints, where: Longs, out: Floats
+) -> None:
+    """The flat indices of the P pixels that show a face, and `interpolate` there into out [P, C].
+
+    Calling a function for the part that both have in common would take twice the time.
+    """
+    height, width = face.shape
+    p = 0
+    for i in range(height):
+        y = 1.0 - (2 * i + 1) / height
+        for j in range(width):
+            f = face[i, j] - 1
+            if f < 0:
+                continue
+            x = (2 * j + 1) / width - 1.0
+            ax, ay, bx, by, cx, cy = _homogeneous(clip, faces, f, x, y)
+            u, v, w = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
+            scale = 1.0 / (u + v + w)
+            a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+            for k in range(attributes.shape[1]):
+                total = u * attributes[a, k] + v * attributes[b, k] + w * attributes[c, k]
+                out[p, k] = total * scale
+            where[p] = i * width + j
+            p += 1
 
 
 @kernel
@@ -238,3 +290,87 @@ def summed_face_normals_backward(
         grad_vertices[a, 0] -= bx + cx
         grad_vertices[a, 1] -= by + cy
         grad_vertices[a, 2] -= bz + cz
+
+
+@kernel
+def find_pixels(where: Longs, size: int, supersampling: int, row: Longs, shown: Longs) -> int:
+    """The Q pixels that samples [P] belong to, by flat indices; returns Q.
+
+    Args:
+        where: [P] flat indices, ascending.
+        size: pixels per row.
+        supersampling: samples per pixel and axis.
+        row: [P] receives which of the Q pixels each sample belongs to.
+        shown: [P] receives the pixels' flat indices first.
+    """
+    per_row = size * supersampling
+    # A row of pixels ends before the next one begins, so that a place per column is enough.
+    place, used_for = np.empty(size, np.int64), np.full(size, -1, np.int64)
+    column_of = np.arange(per_row) // supersampling  # divisions would take most of the time
+    count, line, begin = 0, 0, 0
+    for p in range(len(where)):
+        while where[p] >= begin + per_row * supersampling:
+            begin += per_row * supersampling
+            line += 1
+        within = where[p] - begin
+        while within >= per_row:
+            within -= per_row
+        column = column_of[within]
+        if used_for[column] != line:
+            used_for[column], place[column] = line, count
+            shown[count] = line * size + column
+            count += 1
+        row[p] = place[column]
+    return count
+
+
+@kernel
+def add(samples: Floats, row: Longs, pixels: Floats) -> None:
+    """Add samples [P, C] to rows of pixels [Q, C], one after the other."""
+    for p in range(len(row)):
+        for k in range(samples.shape[1]):
+            pixels[row[p], k] += samples[p, k]
+
+
+@kernel
+def raise_to(samples: Floats, row: Longs, pixels: Floats) -> None:
+    """Raise rows of pixels [Q, C] to the samples [P, C], where these are greater."""
+    for p in range(len(row)):
+        for k in range(samples.shape[1]):
+            pixels[row[p], k] = max(pixels[row[p], k], samples[p, k])
+
+
+@exact
+def sample(texels: Floats, places: Longs, index: Longs, uv: Floats, out: Floats) -> None:
+    """`surface.Textures.sample` of texels [T, C] into out [P, C]."""
+    half, one = np.float32(0.5), np.float32(1.0)
+    for p in range(len(index)):
+        start, height, width = places[index[p], 0], places[index[p], 1], places[index[p], 2]
+        u, v = uv[p, 0] - np.floor(uv[p, 0]), uv[p, 1] - np.floor(uv[p, 1])
+        x, y = u * np.float32(width) - half, (one - v) * np.float32(height) - half
+        left, top = np.floor(x), np.floor(y)
+        x, y = x - left, y - top
+        column, row = _wrapped(int(left), width), _wrapped(int(top), height)
+        upper = start + row * width
+        lower = start + (row + 1 if row + 1 < height else 0) * width
+        right = column + 1 if column + 1 < width else 0
+        for k in range(texels.shape[1]):
+            out[p, k] = _lerp(
+                _lerp(texels[upper + column, k], texels[upper + right, k], x),
+                _lerp(texels[lower + column, k], texels[lower + right, k], x),
+                y,
+            )
+
+
+@exact
+def _wrapped(place: int, count: int) -> int:
+    """The place from 0 to count - 1 that it repeats; what NaN becomes lies far outside."""
+    return place if 0 <= place < count else place % count
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _lerp(a: np.float32, b: np.float32, share: np.float32) -> np.float32:
+    """As torch.lerp, bit for bit."""
+    if share < np.float32(0.5):
+        return a + share * (b - a)
+    return b + (share - np.float32(1.0)) * (b - a)

@@ -125,11 +125,11 @@ def _rendered(loaded: Mesh, job: RenderJob, key: str, light: Light) -> _Rendered
     from kiss3d_infer.bundle.masks import normal_masks
     from kiss3d_infer.bundle.validate import validate
     from kiss3d_infer.scene.framing import framed
-    from kiss3d_infer.scene.render import bundle_of, render_views
+    from kiss3d_infer.scene.render import draw
 
     mesh = framed(loaded, job.layout.cameras)
-    views = render_views(mesh, job.layout.cameras, job.tile, lighting=light, device=job.device)
-    bundle = bundle_of(views, job.layout)
+    drawing = draw(mesh, job.layout.cameras, job.tile, lighting=light, device=job.device)
+    bundle = drawing.bundle(job.layout)
     if not normal_masks(bundle).any((1, 2)).all():
         raise InputError("the mesh is flat: one of the views does not see it")
     measurements = validate(bundle).measurements
@@ -140,6 +140,7 @@ def _rendered(loaded: Mesh, job: RenderJob, key: str, light: Light) -> _Rendered
         return _Rendered(mesh, bundle, {}, said)
     from kiss3d_train.data.rendering.extras import extra_files
 
+    views = drawing.views()
     extras, about = extra_files(job.extras, key, mesh, views, job.layout, light, job.device)
     described = {
         kind: {"sha256": sha256_of(data), **about.get(kind, {})} for kind, data in extras.items()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.raster import Fragments, rasterizer_for, vertex_normals
-from kiss3d_infer.scene.raster.cpu import CpuRasterizer
+from kiss3d_infer.scene.raster.cpu import CpuRasterizer, averaged, interpolated_where_shown
 from kiss3d_infer.scene.raster.edges import opposite_edges
 from kiss3d_infer.scene.raster.reference import TorchRasterizer, summed_face_normals
 
@@ -291,3 +291,27 @@ def test_vertex_normals_of_faces_without_area_are_0_with_finite_gradients() -> N
         normals = vertex_normals(vertices, torch.tensor(both_sides, dtype=torch.int32))
         (gradient,) = torch.autograd.grad(normals.sum(), vertices)
         assert normals.abs().max() == 0 and gradient.isfinite().all()
+
+
+def test_interpolation_only_where_something_is_shown_gives_the_same() -> None:
+    vertices, faces = two_shapes()
+    fragments = CPU.rasterize(CAMERAS.clip(vertices)[:1], faces, SIZE)
+    where, found = interpolated_where_shown(vertices, fragments)
+    assert torch.equal(where, fragments.face.flatten().nonzero().flatten())
+    assert torch.equal(found, CPU.interpolate(vertices, fragments).flatten(0, 2)[where])
+
+
+def test_pixels_are_the_means_of_their_samples_and_of_the_last_value_the_greatest() -> None:
+    views, size, factor = 2, 5, 3
+    random = torch.Generator().manual_seed(0)
+    samples = torch.rand(views, size * factor, size * factor, 4, generator=random)
+    samples[torch.rand(samples.shape[:3], generator=random) < 0.8] = 0
+    flat = samples.flatten(0, 2)
+    where = flat[:, 0].nonzero().flatten()
+    shown, pixels = averaged(where, [flat[where, :3], flat[where, 3:]], size, factor)
+    blocks = samples.reshape(views, size, factor, size, factor, 4)
+    expected = torch.cat([blocks.mean((2, 4))[..., :3], blocks.amax((2, 4))[..., 3:]], dim=-1)
+    found = torch.zeros(views * size**2, 4)
+    found[shown] = pixels
+    assert len(shown.unique()) == len(shown) < len(found)
+    torch.testing.assert_close(found, expected.flatten(0, 2))

@@ -8,11 +8,12 @@ import trimesh
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
+from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.bundle.validate import validate
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.color import to_linear
 from kiss3d_infer.scene.mesh import Material, Mesh
-from kiss3d_infer.scene.render import ALBEDO, Views, render_bundle, render_views
+from kiss3d_infer.scene.render import ALBEDO, Views, draw, render_bundle, render_views
 
 FRONT = Cameras(azimuths=(0,), elevations=(0,))
 
@@ -191,6 +192,15 @@ def test_pictures_are_identical_on_every_run() -> None:
     for _ in range(2):
         again = bits(render_views(mesh, cameras, 64))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_drawing_gives_the_bundle_that_its_whole_pictures_give() -> None:
+    layout = BundleLayout(azimuths=(20, 200, 300), elevations=(0, 10, -5))
+    drawing = draw(from_trimesh(trimesh.creation.torus(0.7, 0.2)), layout.cameras, 48)
+    views = drawing.views()
+    opaque = (views.rgb - (1 - views.alpha)) / views.alpha.clamp(min=1e-3)
+    whole = Bundle.from_views(opaque, views.normals, views.alpha, layout)
+    torch.testing.assert_close(drawing.bundle(layout).image, whole.image)
 
 
 def test_the_brightest_and_the_facing_surface_are_lit_as_documented() -> None:

@@ -30,6 +30,12 @@ def test_points_of_different_pictures_are_looked_up_together() -> None:
     assert found[:, 0].tolist() == [0.75, 0.25, 0.75]
 
 
+def test_a_point_without_a_place_on_the_picture_harms_no_other() -> None:
+    uv = torch.tensor([[torch.nan, 0.5], [torch.inf, -torch.inf], [0.5, 0.5]])
+    packed = Textures.of([torch.full((4, 5, 3), 0.25)])
+    assert packed.sample(torch.zeros(3, dtype=torch.int64), uv)[2].tolist() == [0.25] * 3
+
+
 def _glb(folder: Path, **pbr: object) -> Path:
     box = trimesh.creation.box()
     material = trimesh.visual.material.PBRMaterial(**pbr)
