@@ -61,8 +61,7 @@ class SweetHomeSource:
         found = [entry for entry in beside if PurePosixPath(entry.filename) == member]
         if not found or found[-1].file_size > MAX_MODEL_BYTES:
             return item  # as loading it will say
-        with zipfile.ZipFile(self.path) as archive:
-            return replace(item, sha256=sha256_of(archive.read(found[-1])))
+        return replace(item, sha256=sha256_of(self._archive.read(found[-1])))
 
     def fingerprint(self, item: MeshItem) -> str:
         """Of the model's catalogue entries and of the checksums of its files."""
@@ -122,13 +121,17 @@ class SweetHomeSource:
         )
 
     @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        """Kept open: reading the directory of a library takes longer than a usual model."""
+        return zipfile.ZipFile(self.path)
+
+    @cached_property
     def _folders(self) -> dict[PurePosixPath, list[zipfile.ZipInfo]]:
         """The library's files by folder."""
         folders: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
-        with zipfile.ZipFile(self.path) as archive:
-            for entry in archive.infolist():
-                if not entry.is_dir():
-                    folders.setdefault(PurePosixPath(entry.filename).parent, []).append(entry)
+        for entry in self._archive.infolist():
+            if not entry.is_dir():
+                folders.setdefault(PurePosixPath(entry.filename).parent, []).append(entry)
         return folders
 
     def _model(self, number: str) -> PurePosixPath:
@@ -137,13 +140,12 @@ class SweetHomeSource:
     def _unpacked(self, member: PurePosixPath, folder: Path) -> Path:
         """Copy the model's own folder, and nothing else, into `folder`; return the model there."""
         beside = self._folders.get(member.parent, [])
-        with zipfile.ZipFile(self.path) as archive:
-            if sum(entry.file_size for entry in beside) > MAX_MODEL_BYTES:
-                raise InputError("the model's files are too large", where=f"{self.path}:{member}")
-            for entry in beside:
-                # Only the last part of a member's name is used, so that none can leave `folder`.
-                name = PurePosixPath(entry.filename.replace("\\", "/")).name
-                (folder / name).write_bytes(archive.read(entry))
+        if sum(entry.file_size for entry in beside) > MAX_MODEL_BYTES:
+            raise InputError("the model's files are too large", where=f"{self.path}:{member}")
+        for entry in beside:
+            # Only the last part of a member's name is used, so that none can leave `folder`.
+            name = PurePosixPath(entry.filename.replace("\\", "/")).name
+            (folder / name).write_bytes(self._archive.read(entry))
         if not (folder / member.name).is_file():
             raise InputError("the library has no such model", where=f"{self.path}:{member}")
         return folder / member.name
