@@ -142,7 +142,8 @@ def _make_glow(material: Any) -> None:
         tree.links.new(colour.links[0].from_socket, tint.inputs[0])
     else:
         plain = (0.8,) * 3 if colour is None else colour.default_value[:3]
-        tint.inputs[0].default_value = to_linear(np.asarray(plain))  # Blender takes it for linear
+        # Blender takes the file's sRGB for linear light, and does not draw what sends none at all.
+        tint.inputs[0].default_value = np.maximum(to_linear(np.asarray(plain)), 1e-5)
     tree.links.new(_received(tree, normal), tint.inputs["Scale"])
     tree.links.new(tint.outputs[0], emission.inputs["Color"])
     code = tree.nodes.new("ShaderNodeVectorMath")

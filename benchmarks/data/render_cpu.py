@@ -130,14 +130,15 @@ def _compared(models: list[Model], folder: Path) -> Figures:
             except Exception as error:  # whatever a package that is not there, or half, raises
                 report[name] = {"error": f"{type(error).__name__}: {error}"}
         times: dict[str, list[Times]] = {name: [] for name in pools}
-        agreement: dict[str, list[tuple[float, float]]] = {name: [] for name in pools}
+        agreement: dict[str, list[tuple[str, float, float]]] = {name: [] for name in pools}
         for place, model in enumerate([*models[:_WARM_UP], *models]):
             paths = {name: folder / f"{number}.png" for number, name in enumerate(pools)}
             for name, pool in pools.items():
                 took = pool.submit(_drawn, model, paths[name]).result()
                 if place >= _WARM_UP:
                     times[name].append(took)
-                    agreement[name].append(_agreement(next(iter(paths.values())), paths[name]))
+                    alike = _agreement(next(iter(paths.values())), paths[name])
+                    agreement[name].append((model.key, *alike))
             print(f"{place + 1 - _WARM_UP} of {len(models)}", flush=True)
     for name in pools:
         report[name] = _summed_up(times[name], agreement[name])
@@ -187,11 +188,11 @@ def _agreement(ours: Path, theirs: Path) -> tuple[float, float]:
     return float(ious.min()), float(difference)
 
 
-def _summed_up(times: list[Times], agreement: list[tuple[float, float]]) -> Figures:
+def _summed_up(times: list[Times], agreement: list[tuple[str, float, float]]) -> Figures:
     count = len(times)
     stages = {stage: sum(taken[stage][0] for taken in times) for stage in times[0]}
     wall = sum(seconds for taken in times for _, seconds in taken.values())
-    ious, differences = zip(*agreement, strict=True)
+    keys, ious, differences = zip(*agreement, strict=True)
     return {
         "bundles_per_s_per_core": round(count / sum(stages.values()), 3),
         "seconds_per_bundle": {stage: round(spent / count, 4) for stage, spent in stages.items()},
@@ -200,6 +201,7 @@ def _summed_up(times: list[Times], agreement: list[tuple[float, float]]) -> Figu
             "lowest": round(min(ious), 4),
             "mean": round(sum(ious) / count, 4),
             "above_0.98": sum(iou > 0.98 for iou in ious),
+            "others": {k: round(iou, 3) for k, iou in zip(keys, ious, strict=True) if iou <= 0.98},
         },
         "mean_rgb_difference": round(sum(differences) / count, 2),
     }
