@@ -194,19 +194,7 @@ class RemoteFolder:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        """The store's file system and the prefix in it."""
-        import fsspec
-
-        try:
-            # A cached listing would hide what other processes have published since.
-            opened: tuple[Any, str] = fsspec.url_to_fs(self.place, use_listings_cache=False)
-        except ImportError as error:
-            raise InputError(
-                f"a package is missing for such addresses: {error}",
-                where=self.place,
-                fix="install the extra 'cloud' (pip install 'kiss3d[cloud]')",
-            ) from error
-        return opened
+        return open_store(self.place)
 
     def _ask(self, name: str, verb: Callable[[Any, str], T]) -> T:
         where = f"{self.place}/{name}" if name else self.place
@@ -263,6 +251,26 @@ class RemoteFolder:
         """Delete a file, if it is there."""
         with suppress(FileNotFoundError):
             self._ask(name, lambda store, path: store.rm_file(path))
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """The fsspec file system that a URL names, and the path in it.
+
+    Raises:
+        InputError: the package for such stores is not installed.
+    """
+    import fsspec
+
+    try:
+        # A cached listing would hide what other processes have published since.
+        opened: tuple[Any, str] = fsspec.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise InputError(
+            f"a package is missing for such addresses: {error}",
+            where=url,
+            fix="install the extra 'cloud' (pip install 'kiss3d[cloud]')",
+        ) from error
+    return opened
 
 
 def persistently(request: Callable[[], T], where: object) -> T:

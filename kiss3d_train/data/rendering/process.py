@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from kiss3d_infer.errors import InputError
-from kiss3d_train.data.rendering.record import Record, record_of
+from kiss3d_train.data.quarantine import Record
+from kiss3d_train.data.rendering.record import record_of
 
 _START_SECONDS = 600.0
 """How long a child may take to be ready; the first on a machine compiles the rasterizer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Record = dict[str, Any]
+from kiss3d_train.data.quarantine import Record
 
 
 def record_of(item: Mapping[str, Any], reason: str) -> Record:

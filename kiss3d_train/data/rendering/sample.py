@@ -16,8 +16,9 @@ from kiss3d_infer.files import sha256_of, writing
 from kiss3d_train.data.captions.captioner import CaptionSource
 from kiss3d_train.data.captions.names import caption_of
 from kiss3d_train.data.curation.orientation import load_estimator, oriented
+from kiss3d_train.data.quarantine import Record
 from kiss3d_train.data.rendering.light import STUDIO_LIGHTS, Lights
-from kiss3d_train.data.rendering.record import Record, record_of
+from kiss3d_train.data.rendering.record import record_of
 from kiss3d_train.data.rendering.settings import (
     DEFAULT_LIMITS,
     FILES,

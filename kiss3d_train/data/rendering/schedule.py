@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kiss3d_infer.errors import InputError
+from kiss3d_train.data.quarantine import Record
 from kiss3d_train.data.rendering.process import render_watched
-from kiss3d_train.data.rendering.record import Record, record_of
+from kiss3d_train.data.rendering.record import record_of
 from kiss3d_train.data.rendering.sample import RenderJob, RenderRequest
 from kiss3d_train.data.sources import MeshItem
 

@@ -78,7 +78,8 @@ def _open_path(path: Path) -> MeshSource:
 
 
 def _open_url(spec: str) -> MeshSource:
-    from kiss3d_train.data.sources.remote import SCHEMES, RemoteSource
+    from kiss3d_train.data.sources.remote import RemoteSource
+    from kiss3d_train.data.storage import SCHEMES
 
     if spec.partition("://")[0] not in SCHEMES:
         raise InputError("meshes cannot be read from there", where=spec, fix=f"give {_FORMS}")

@@ -19,8 +19,8 @@ from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.folder import LIBRARY_SUFFIX, SUFFIXES, FolderSource, item_at
 from kiss3d_train.data.sources.item import MeshItem
 from kiss3d_train.data.sources.references import follow
+from kiss3d_train.data.storage import SCHEMES, open_store
 
-SCHEMES = ("s3", "gs", "file", "memory")
 MAX_MODEL_BYTES = 1 << 30
 """A mesh and the files it refers to, together."""
 _SELF_CONTAINED = (".glb", ".stl")
@@ -97,16 +97,7 @@ class RemoteSource:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            store, root = fsspec.url_to_fs(self.url)
-        except ImportError as error:
-            raise InputError(
-                f"a package is missing: {error}",
-                where=self.url,
-                fix="run pip install 'kiss3d[cloud]'",
-            ) from error
+        store, root = open_store(self.url)
         return store, root.rstrip("/")
 
     def _found(self, versions: Mapping[str, str]) -> Iterator[MeshItem]:

@@ -222,7 +222,7 @@ def test_a_bucket_that_is_not_there_is_an_input_error(s3_server: None) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def url_to_fs(url: str) -> None:
+    def url_to_fs(url: str, **options: object) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "url_to_fs", url_to_fs)
