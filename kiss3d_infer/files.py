@@ -41,6 +41,12 @@ def writing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what `writing` left in a folder where it was killed; for its only user."""
+    for half_written in folder.glob(".*.partial.*"):
+        half_written.unlink(missing_ok=True)
+
+
 @contextmanager
 def explaining_full_disk(where: object) -> Iterator[None]:
     """Say in a sentence that there is no space left."""

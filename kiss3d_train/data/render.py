@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import locked, writing
+from kiss3d_infer.files import locked, sweep, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation.orientation import annotated, load_estimator
 from kiss3d_train.data.quarantine import Quarantine
@@ -143,15 +143,10 @@ def render_source(
             where, out.resolve(), tile, layout, device, limits, lights, extras, estimator
         )
         _claim_name(job)
-        _clear_away_what_kills_left(job.out)
+        sweep(job.out)
         summary = _render_missing(job, source, items[:limit], num_workers)
-        _clear_away_what_kills_left(job.out)
+        sweep(job.out)
         return summary
-
-
-def _clear_away_what_kills_left(out: Path) -> None:
-    for half_written in out.glob(".*.partial.*"):
-        half_written.unlink(missing_ok=True)
 
 
 def _render_missing(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import locked, writing
+from kiss3d_infer.files import locked, sweep, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.captions.captioner import (
     EXACT,
@@ -87,8 +87,7 @@ def caption_samples(
     """
     paths = _descriptions(folder)[:limit]
     with locked(folder):
-        for left_by_a_kill in folder.glob(".*.partial.*"):
-            left_by_a_kill.unlink(missing_ok=True)
+        sweep(folder)
         quarantine = Quarantine(folder / CAPTION_QUARANTINE)
         summary = CaptionSummary(folder)
         began = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import locked
+from kiss3d_infer.files import locked, sweep
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation import accepted_only
 from kiss3d_train.data.shards.index import (
@@ -215,6 +215,5 @@ def _changing(place: Place) -> Iterator[tuple[Folder, ShardIndex]]:
         yield folder, index
         return
     with locked(folder.place):
-        for left_by_a_kill in folder.place.glob(".*.partial.*"):
-            left_by_a_kill.unlink(missing_ok=True)
+        sweep(folder.place)
         yield folder, load_index(place)
