@@ -86,7 +86,7 @@ class _HullAndDepth:
     def __init__(self, target: Target) -> None:
         self._target = target.resized(min(_DEPTH_SIZE, target.size))
         self._cameras = target.cameras
-        self._distances = [silhouette_distance(a[..., 0].numpy()) for a in target.alpha]
+        self._distances = np.stack([silhouette_distance(a[..., 0].numpy()) for a in target.alpha])
         self.grid: Grid = hull_grid(self._distances, self._cameras, _NUM_VOXELS)
         self.hull = visual_hull(self.grid, self._distances, self._cameras)
 
@@ -192,9 +192,8 @@ class _HullAndDepth:
     def _others(self, view: int, slack: float) -> tuple[Float32, Float32, float]:
         """Cameras and silhouettes of all other views, give or take `slack` depth-map pixels."""
         other = [k for k in range(len(self._cameras)) if k != view]
-        distances = np.stack(self._distances)
-        limit = -slack * distances.shape[1] / self._target.size
-        return self._cameras.world_to_clip.numpy()[other], distances[other], limit
+        limit = -slack * self._distances.shape[1] / self._target.size
+        return self._cameras.world_to_clip.numpy()[other], self._distances[other], limit
 
 
 def _spread_depth(mask: Bool, depth: Float32) -> Float32:

@@ -80,8 +80,14 @@ def pixel_pitch(cameras: Cameras, size: int) -> float:
     return 2 * cameras.distance / (cameras.focal * size)
 
 
-def visual_hull(grid: Grid, distances: list[Float32], cameras: Cameras) -> Float32:
-    """How deep each voxel lies within all silhouettes, [X, Y, Z] world units, positive inside."""
+def visual_hull(grid: Grid, distances: Float32, cameras: Cameras) -> Float32:
+    """How deep each voxel lies within all silhouettes, [X, Y, Z] world units, positive inside.
+
+    Args:
+        grid: the voxels.
+        distances: [V, S, S] of each view, from `silhouette_distance`.
+        cameras: V of them.
+    """
     points, matrices = grid.points, cameras.world_to_clip.numpy()
     size = len(distances[0])
     depth = np.full(grid.shape, np.inf, np.float32)
@@ -91,7 +97,7 @@ def visual_hull(grid: Grid, distances: list[Float32], cameras: Cameras) -> Float
     return depth * np.float32(pixel_pitch(cameras, size))
 
 
-def hull_grid(distances: list[Float32], cameras: Cameras, num_voxels: int) -> Grid:
+def hull_grid(distances: Float32, cameras: Cameras, num_voxels: int) -> Grid:
     """A grid that fits the silhouettes' hull tightly; the whole field of view if it is empty."""
     half = 1.1 * cameras.distance / cameras.focal
     coarse = Grid.covering(np.full(3, -half, np.float32), np.full(3, half, np.float32), 48)
