@@ -12,7 +12,7 @@ from kiss3d_infer.tracking import Tracker
 from kiss3d_train.data.captions.job import CAPTION_QUARANTINE, CaptionSummary
 from kiss3d_train.data.curation import CURATION_NAME, Curation
 from kiss3d_train.data.job_run import JobRun
-from kiss3d_train.data.order import Permutation
+from kiss3d_train.data.order import picked
 from kiss3d_train.data.render import QUARANTINE_NAME, RenderSummary
 from kiss3d_train.data.shards import SPLITS, ShardIndex, load_index
 from kiss3d_train.data.storage import Place, name_of
@@ -129,10 +129,8 @@ def _log_sheet(tracker: Tracker, folder: Path, scratch: Path) -> None:
     from kiss3d_infer.scene.pictures import contact_sheet
 
     paths = sorted(folder.glob("[!.]*.json"))
-    chosen = Permutation(len(paths), "contact sheet") if paths else None
     cells: list[tuple[str, Image.Image]] = []
-    for i in range(min(_NUM_PICTURES, len(paths))):
-        path = paths[chosen(i)] if chosen else paths[i]
+    for path in picked(paths, _NUM_PICTURES, "contact sheet"):
         caption = str(json.loads(path.read_bytes()).get("caption") or path.stem)
         try:
             with opened_image(path.with_suffix(".bundle.png")) as picture:

@@ -12,9 +12,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 from kiss3d_infer.errors import InputError
 
+T = TypeVar("T")
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
 
@@ -42,6 +44,12 @@ class Permutation:
             index = (left << self._half) | right
             if index < self.size:
                 return index
+
+
+def picked(items: Sequence[T], most: int, seed: str) -> list[T]:
+    """At most so many of some items, at random but always the same ones."""
+    order = Permutation(len(items), seed)
+    return [items[order(i)] for i in range(min(most, len(items)))]
 
 
 class SampleOrder:

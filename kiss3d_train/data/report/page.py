@@ -12,7 +12,7 @@ from typing import Any
 from kiss3d_infer.bundle.image import opened_image
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import check_writable, writing
-from kiss3d_train.data.order import Permutation
+from kiss3d_train.data.order import picked
 from kiss3d_train.data.report.charts import Getter, Histogram, counted, histogram
 from kiss3d_train.data.report.entries import DataSet, Entry, open_data_set
 from kiss3d_train.data.storage import Place, absolute, name_of
@@ -173,8 +173,7 @@ def _sheets(data: DataSet) -> list[Sheet]:
 
 
 def _sheet(title: str, entries: Sequence[Entry], limit: int) -> Sheet:
-    order = Permutation(max(1, len(entries)), f"page {title}")
-    shown = [entries[order(i)] for i in range(min(limit, len(entries)))]
+    shown = picked(entries, limit, f"page {title}")
     return Sheet(title, len(entries), tuple(map(_card, shown)))
 
 

@@ -168,8 +168,9 @@ def repair(place: Place) -> Repair:
         changed = _succeeding(index, tuple(shards))
         if changed.digest != index.digest:
             _publish(folder, index, changed)
-        _remove_unnamed(folder, sizes, index if changed.digest == index.digest else changed)
-    return Repair(load_index(place), tuple(dropped), tuple(replaced))
+            index = changed
+        _remove_unnamed(folder, sizes, index)
+    return Repair(index, tuple(dropped), tuple(replaced))
 
 
 def _without(folder: Folder, shard: IndexedShard, damage: ShardDamage, name: str) -> IndexedShard:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
-from kiss3d_train.data.order import Permutation
+from kiss3d_train.data.order import picked
 from kiss3d_train.data.shards.index import SPLITS, ShardIndex, Split
 from kiss3d_train.data.shards.reader import ShardReader, decode_sample
 from kiss3d_train.data.storage import Place
@@ -72,8 +72,7 @@ def inspect(place: Place, sheet: Path) -> Inspection:
         categories[str(meta.get("category") or "none")] += 1
         licences[str(meta.get("licence") or "unknown")] += 1
         captions[meta["caption"]] += 1
-    chosen = Permutation(len(places), "contact sheet")
-    shown = [places[chosen(i)] for i in range(min(NUM_PICTURES, len(places)))]
+    shown = picked(places, NUM_PICTURES, "contact sheet")
     pictures = [_picture(reader, split, i) for split, i in shown]
     with writing(sheet) as aside:
         contact_sheet(pictures, columns=3, width=1536).save(aside)
