@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.tracking import absolute_uri, import_mlflow, new_client
+from kiss3d_infer.tracking import CHANGED, SQLITE, absolute_uri, import_mlflow, new_client
 
-_CHANGED = "changed."
 _RUN_ID = re.compile(r"[0-9a-f]{1,32}")
-_SQLITE = "sqlite:///"
 _NUM_NAMED = 5
 
 
@@ -70,7 +68,7 @@ def find_run(uri: str, run_id: str) -> LoggedRun:
         InputError: there is no such run or more than one, or MLflow cannot be read.
     """
     # MLflow would make an empty one.
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         raise InputError("there is no such database", where=uri, fix="check --tracking-uri")
     uri = absolute_uri(uri)
     import_mlflow()
@@ -110,9 +108,9 @@ def _beginning_with(client: Any, experiments: list[str], run_id: str) -> list[An
 def _params(run: Any) -> dict[str, str]:
     """A new value of a parameter stands in a tag, see `Tracker.log_params`."""
     later = {
-        key.removeprefix(_CHANGED): value
+        key.removeprefix(CHANGED): value
         for key, value in run.data.tags.items()
-        if key.startswith(_CHANGED)
+        if key.startswith(CHANGED)
     }
     return {
         key: f"{value}, later {later[key]}" if key in later else value

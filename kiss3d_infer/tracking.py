@@ -26,7 +26,9 @@ DEFAULT_URI = "sqlite:///mlruns.db"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
+CHANGED = "changed."
+"""Before the key of a parameter that was logged with another value later: a tag."""
 _MAX_POINTS_PER_REQUEST = 1000  # MLflow's own limits
 _MAX_PARAMS_PER_REQUEST = 100
 _MAX_PARAM_LENGTH = 6000
@@ -148,7 +150,7 @@ class Tracker:
         values = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
         new = [Param(key, value) for key, value in values.items() if key not in self._params]
         changed = [
-            RunTag(f"changed.{key}", value)
+            RunTag(f"{CHANGED}{key}", value)
             for key, value in values.items()
             if self._params.get(key, value) != value
         ]
@@ -343,11 +345,11 @@ def absolute_uri(uri: str) -> str:
             where=uri,
             fix=f"use {DEFAULT_URI} or a server",
         )
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith(SQLITE):
         return uri
-    database = Path(uri.removeprefix(_SQLITE)).absolute()
+    database = Path(uri.removeprefix(SQLITE)).absolute()
     writable_folder(database.parent)
-    return f"{_SQLITE}{database}"
+    return f"{SQLITE}{database}"
 
 
 def _open_run(
@@ -377,8 +379,8 @@ def _explained(error: Exception, uri: str, run_id: str | None) -> InputError:
 def _new_experiment(client: Any, uri: str, name: str) -> str:
     """Make an experiment; with SQLite, its artifacts lie beside the database."""
     location = None
-    if uri.startswith(_SQLITE):
-        database = Path(uri.removeprefix(_SQLITE))
+    if uri.startswith(SQLITE):
+        database = Path(uri.removeprefix(SQLITE))
         location = (database.with_name(f"{database.stem}-artifacts") / name).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 

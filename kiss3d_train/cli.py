@@ -9,6 +9,7 @@ import typer
 
 from kiss3d_infer import cli as infer
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.tracking import DEFAULT_URI
 
 app = typer.Typer(
     help="Draw 3D bundle images with Flux and reconstruct them into textured meshes.",
@@ -33,7 +34,6 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")
 ]
 CaptionerName = Literal["metadata", "api", "local"]
-_RUNS = "sqlite:///mlruns.db"
 TrackingUri = Annotated[
     str, typer.Option("--tracking-uri", help="MLflow server or database; none: no MLflow run.")
 ]
@@ -142,7 +142,7 @@ def render(
     orientation: Annotated[
         Path | None, typer.Option(help="JSON or CSV: key or uid -> azimuth of the front, degrees.")
     ] = None,
-    tracking_uri: TrackingUri = _RUNS,
+    tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Render meshes into bundle images; run it again to resume."""
     from kiss3d_infer.config import load_config
@@ -193,7 +193,7 @@ def curate(
         typer.Option(help="Filters and subsets; default as configs/data/curation.yaml."),
     ] = None,
     overrides: Overrides = None,
-    tracking_uri: TrackingUri = _RUNS,
+    tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Decide which rendered bundles are fit for training, and say why the others are not."""
     from kiss3d_infer.config import load_config
@@ -223,7 +223,7 @@ def caption(
         bool, typer.Option("--overwrite", help="Replace exact captions that came with meshes, too.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
-    tracking_uri: TrackingUri = _RUNS,
+    tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Write captions: from names, colours and shape, or by a vision model; run again to resume."""
     from kiss3d_train.data.captions import caption_samples, open_captioner
@@ -251,7 +251,7 @@ def shard(
     subset: Annotated[
         str | None, typer.Option(help="Only a subset that 'data curate' names, e.g. 50k.")
     ] = None,
-    tracking_uri: TrackingUri = _RUNS,
+    tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Pack rendered bundles, if curated the accepted ones, into tars with an index."""
     from kiss3d_train.data.job_records import record_shards
@@ -276,7 +276,7 @@ def encode(
         str | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
     ] = None,
     device: infer.Device = "auto",
-    tracking_uri: TrackingUri = _RUNS,
+    tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Cache VAE latents and text embeddings of a base model; training does it where it is missing.
 
@@ -382,7 +382,7 @@ def compare(
     run_b: Run,
     tracking_uri: Annotated[
         str, typer.Option("--tracking-uri", help="MLflow server or database.")
-    ] = _RUNS,
+    ] = DEFAULT_URI,
     out: Annotated[
         Path | None, typer.Option("--out", help="Contact sheet of what both runs drew, .png.")
     ] = None,
