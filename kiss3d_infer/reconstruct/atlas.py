@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
-from kiss3d_infer.reconstruct.topology import Bool, Float32, Float64, Int32, Int64
+from kiss3d_infer.reconstruct.topology import Bool, Float32, Float64, Int32, Int64, edge_table
 from kiss3d_infer.scene.raster import rasterizer_for
 
 _AXES = np.array([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], float)
@@ -156,10 +156,7 @@ def _one_hot(labels: Int64) -> Float64:
 
 def _neighbours(faces: Int32, num_vertices: int) -> sparse.csr_matrix:
     """[F, F] ones where two faces share an edge."""
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(np.int64)
-    keys = ends.min(1) * num_vertices + ends.max(1)
-    order = np.argsort(keys, kind="stable")
-    first, second = np.tile(np.arange(len(faces)), 3)[order].reshape(-1, 2).T
+    first, second = edge_table(faces, num_vertices)[2].T
     rows, columns = np.r_[first, second], np.r_[second, first]
     shape = (len(faces), len(faces))
     return sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
