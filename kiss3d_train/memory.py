@@ -16,7 +16,7 @@ was not to be seen in a step on an H200; attention: its result alone; inputs: no
 GIB = 2**30
 ASSUMED_BUDGET_GIB = 77.0
 """What an 80 GB card leaves, for a plan made without a card."""
-_MARGIN_GIB = 1.5
+MARGIN_GIB = 1.5
 """Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
 KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
 """Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
@@ -103,7 +103,7 @@ def budget_of(config: TrainConfig, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return free - _MARGIN_GIB * GIB
+    return free - MARGIN_GIB * GIB
 
 
 def _too_large(needed: float, budget: float) -> InputError:
