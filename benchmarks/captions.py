@@ -8,15 +8,13 @@ import re
 import sys
 import time
 from collections import Counter
-from datetime import date
 
 import numpy as np
 import trimesh
 from scipy.spatial import cKDTree
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import describe, write_report
 from kiss3d_infer.bundle.layout import PUBLISHED
-from kiss3d_infer.files import writing
 from kiss3d_infer.progress import track
 from kiss3d_infer.scene.camera import Cameras
 from kiss3d_infer.scene.framing import framed
@@ -63,8 +61,7 @@ def main(count: int) -> None:
         **{name: f"{hits[f'{name}: yes']} of {_total(hits, name)}" for name in _names(hits)},
     }
     print(json.dumps(figures, indent=1))
-    with writing(RESULTS / f"captions-{date.today().isoformat()}.json") as aside:
-        aside.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
+    write_report({"machine": describe(), **figures}, "captions")
 
 
 def _color_hits(toy: Toy, colors: list[str]) -> list[str]:

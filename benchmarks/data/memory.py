@@ -16,8 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.machine import RESULTS, describe
-from kiss3d_infer.files import writing
+from benchmarks.machine import describe, write_report
 
 _JOB = """
 import sys
@@ -55,9 +54,7 @@ def main() -> None:
         "last_over_first": peaks[-1] / peaks[0],
     }
     print(json.dumps(report, indent=1))
-    path = RESULTS / f"render-memory-{report['machine']['date']}.json"
-    with writing(path) as aside:
-        aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, "render-memory")
 
 
 def _measured(count: int, tile: int, workers: int) -> dict[str, Peaks | float]:

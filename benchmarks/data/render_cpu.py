@@ -18,14 +18,13 @@ The peers are no dependency of kiss3d; one that is missing is reported as such:
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +54,14 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=60)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    from benchmarks.machine import RESULTS, describe
+    from benchmarks.machine import describe, write_report
 
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         models = _prepared(arguments.models, Path(folder) / "models")
         result: Figures = {
             "command": f"python -m benchmarks.data.render_cpu --models {arguments.models}",
-            "machine": describe() | _versions(),
+            "machine": describe(*_PACKAGES),
             "load_before": round(load, 2),
             "source": f"{len(models)} models, evenly spread over {SOURCE}",
             "tile": 512,
@@ -71,19 +70,7 @@ def main() -> None:
             "renderers": _compared(models, Path(folder)),
             "load_after": round(os.getloadavg()[0], 2),
         }
-    path = arguments.out or RESULTS / f"render-cpu-{result['machine']['date']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    print(write_report(result, "render-cpu", arguments.out))
 
 
 def _prepared(count: int, folder: Path) -> list[Model]:

@@ -1,16 +1,21 @@
 """Bundles per second of the renderer once meshes are loaded, and what bounds it.
 
-    python -m benchmarks.data.render_gpu [--device cuda] [--processes 1,2,4] [--job 400]
+    python -m benchmarks.data.render_gpu [--device cuda] [--processes 1,2,4] [--job 32]
 
-Writes results/render-gpu-<device>-<date>.json. It also runs on the CPU, with small numbers.
+Writes results/render-gpu-<device>-<date>.json after each row: drawing in one process, what its time
+goes to, a whole job, and several processes on one device. Each part of a row takes `--seconds`
+beside its start; no row starts after `--limit-s`. It also runs on the CPU, with small numbers.
 """
 
 import argparse
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import describe, short_name, write_report
 from kiss3d_infer.bundle import PUBLISHED
 from kiss3d_infer.devices import pick_raster_device
-from kiss3d_infer.files import writing
 from kiss3d_infer.scene.framing import framed
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import render_bundle, render_views
@@ -33,53 +37,58 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
-    """Measure and write the results."""
+    """Measure, and write the results as they come."""
     args = _arguments()
+    began = time.perf_counter()
     meshes = _loaded(args.meshes)
     _warm_up(meshes, args)
     report: Figures = {
-        "command": "python -m benchmarks.data.render_gpu",
+        "command": "python -m benchmarks.data.render_gpu " + " ".join(sys.argv[1:]),
         "machine": describe(),
         "tile": args.tile,
         "meshes": len(meshes),
         "mean_faces": sum(len(mesh.faces) for mesh in meshes) / len(meshes),
         "device": _name(args.device),
-        "drawn_and_fetched": _rate(
-            lambda mesh: render_bundle(mesh, tile=args.tile, **_on(args)), meshes, args
+    }
+    for name, measure in _rows(meshes, args).items():
+        if time.perf_counter() - began < args.limit_s:
+            report[name] = measure()
+            shown = "" if name == "profile" else json.dumps(report[name])
+            print(f"{time.perf_counter() - began:.0f} s {name} {shown}", flush=True)
+            write_report(report, f"render-gpu-{short_name(args.device)}", args.out)
+
+
+def _rows(meshes: list[Mesh], args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
+    """What each measures, in the order in which they are worth having."""
+    cameras = PUBLISHED.cameras
+    rows: dict[str, Callable[[], Figures]] = {
+        "drawn_and_fetched": lambda: _rate(partial(render_bundle, tile=args.tile), meshes, args),
+        "drawn": lambda: _rate(
+            partial(render_views, cameras=cameras, size=args.tile), meshes, args
         ),
-        "drawn": _rate(
-            lambda mesh: render_views(mesh, PUBLISHED.cameras, args.tile, **_on(args)), meshes, args
-        ),
-        "profile": _profile(meshes, args),
-        "processes": {str(n): _shared(n, args) for n in args.processes},
+        "profile": lambda: _profile(meshes, args),
     }
     if args.job:
-        report["job"] = _job(args)
-    print(json.dumps(report, indent=1))
-    kind = torch.device(args.device).type
-    path = RESULTS / f"render-gpu-{kind}-{report['machine']['date']}.json"
-    with writing(path) as aside:
-        aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        rows["job"] = partial(_job, args)
+    return rows | {f"{n} processes": partial(_shared, n, args) for n in args.processes}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tile", type=int, default=512)
-    parser.add_argument("--meshes", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--meshes", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each part of a row")
+    parser.add_argument("--limit-s", type=float, default=60.0, help="no row starts after this")
+    parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--processes", default=[], type=lambda text: [int(n) for n in text.split(",")]
     )
     parser.add_argument("--job", type=int, default=0, help="toybox objects of a whole job")
-    parser.add_argument("--workers", type=int, help="of that job")
+    parser.add_argument("--workers", type=int, default=4, help="of that job")
     args = parser.parse_args()
     args.device = pick_raster_device(args.device)
     return args
-
-
-def _on(args: argparse.Namespace) -> dict[str, Any]:
-    return {"device": args.device}
 
 
 def _loaded(count: int) -> list[Mesh]:
@@ -88,7 +97,7 @@ def _loaded(count: int) -> list[Mesh]:
 
 def _warm_up(meshes: list[Mesh], args: argparse.Namespace) -> None:
     for mesh in meshes[:_WARM_UP]:
-        render_bundle(mesh, tile=args.tile, **_on(args))
+        render_bundle(mesh, tile=args.tile, device=args.device)
 
 
 def _finish(device: str) -> None:
@@ -96,20 +105,26 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _rate(draw: Any, meshes: list[Mesh], args: argparse.Namespace) -> Figures:
-    _finish(args.device)
+def _rate(draw: Callable[..., Any], meshes: list[Mesh], args: argparse.Namespace) -> Figures:
     began, cpu_began = time.perf_counter(), time.process_time()
-    for _ in range(args.rounds):
-        for mesh in meshes:
-            draw(mesh)
-    _finish(args.device)
-    count = args.rounds * len(meshes)
+    count = _drawn_within(args.seconds, draw, meshes, args.device)
     wall = time.perf_counter() - began
     return {
+        "bundles": count,
         "bundles_per_s": count / wall,
         "wall_ms": wall / count * 1e3,
         "cpu_ms": (time.process_time() - cpu_began) / count * 1e3,
     }
+
+
+def _drawn_within(seconds: float, draw: Callable[..., Any], meshes: list[Mesh], device: str) -> int:
+    """How many meshes were drawn, one after the other, and ready on the device."""
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        draw(meshes[count % len(meshes)], device=device)
+        count += 1
+    _finish(device)
+    return count
 
 
 def _profile(meshes: list[Mesh], args: argparse.Namespace) -> Figures:
@@ -118,7 +133,7 @@ def _profile(meshes: list[Mesh], args: argparse.Namespace) -> Figures:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
     with profile(activities=activities) as profiler:
         for mesh in meshes:
-            render_bundle(mesh, tile=args.tile, **_on(args))
+            render_bundle(mesh, tile=args.tile, device=args.device)
         _finish(args.device)
     per = 1e3 * len(meshes)  # from microseconds in all to milliseconds per bundle
     rows = [
@@ -146,21 +161,19 @@ def _shared(num_processes: int, args: argparse.Namespace) -> Figures:
         barrier = manager.Barrier(num_processes)
         with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
             runs = [pool.submit(_one_of_several, barrier, args) for _ in range(num_processes)]
-            spans = [run.result() for run in runs]
-    began, ended = min(span[0] for span in spans), max(span[1] for span in spans)
-    return {"bundles_per_s": num_processes * args.rounds * args.meshes / (ended - began)}
+            parts = [run.result() for run in runs]
+    return {"bundles_per_s": sum(count / seconds for count, seconds in parts)}
 
 
-def _one_of_several(barrier: Barrier, args: argparse.Namespace) -> tuple[float, float]:
+def _one_of_several(barrier: Barrier, args: argparse.Namespace) -> tuple[int, float]:
     torch.set_num_threads(1)
     meshes = _loaded(args.meshes)
     _warm_up(meshes, args)
     barrier.wait()
-    began = time.time()
-    for _ in range(args.rounds):
-        for mesh in meshes:
-            render_bundle(mesh, tile=args.tile, **_on(args))
-    return began, time.time()
+    began = time.perf_counter()
+    draw = partial(render_bundle, tile=args.tile)
+    count = _drawn_within(args.seconds, draw, meshes, args.device)
+    return count, time.perf_counter() - began
 
 
 def _job(args: argparse.Namespace) -> Figures:
@@ -169,19 +182,19 @@ def _job(args: argparse.Namespace) -> Figures:
     from kiss3d_train.ray_session import ray_session
 
     kind = torch.device(args.device).type
-    workers = args.workers or describe()["cores"]
-    with ray_session(int(workers)), tempfile.TemporaryDirectory() as folder:
+    with ray_session(args.workers), tempfile.TemporaryDirectory() as folder:
         rates = {}
-        for name in ("first", "second"):  # the workers of the first start CUDA
+        # The workers of the first start CUDA.
+        for name, count in (("first", args.workers), ("second", args.job)):
             summary = render_source(
-                f"toybox:{args.job}?seed={len(rates)}",
+                f"toybox:{count}?seed={len(rates)}",
                 Path(folder) / name,
                 tile=args.tile,
-                num_workers=int(workers),
+                num_workers=args.workers,
                 device=kind,
             )
             rates[name] = summary.rendered / summary.seconds
-    return {"workers": workers, "samples": args.job, "samples_per_s": rates}
+    return {"workers": args.workers, "samples": args.job, "samples_per_s": rates}
 
 
 def _name(device: str) -> str:

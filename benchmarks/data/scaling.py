@@ -1,20 +1,21 @@
 """How the render job grows with its Ray workers: samples per second for 1, 2, 4, ... of them.
 
-    python -m benchmarks.data.scaling [--workers 1,2,4,8,16] [--per-worker 12] [--out FILE]
+    python -m benchmarks.data.scaling [--workers 1,4,16] [--per-worker 48] [--tile 512] [--out FILE]
 
-Every job renders, validates and writes whole samples of the toybox, each worker's share the same.
-Its processes are started by a small job before the clock runs.
+Every job renders, validates and writes whole samples of the toybox, as many for each worker, so
+that all take about as long. Its processes are started by a small job before the clock runs. The
+file is written after each job.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import RESULTS, describe
-from kiss3d_infer.files import writing
+from benchmarks.machine import describe, write_report
 from kiss3d_train.data.render import render_source
 from kiss3d_train.ray_session import ray_session
 
@@ -25,40 +26,36 @@ def main() -> None:
     parser.add_argument(
         "--workers", default="1,2", type=lambda text: list(map(int, text.split(",")))
     )
-    parser.add_argument("--per-worker", type=int, default=12)
+    parser.add_argument("--per-worker", type=int, default=48)
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    machine = describe()
-    out = chosen.out or RESULTS / f"render-scaling-{machine['date']}.json"
     report = {
-        "command": "python -m benchmarks.data.scaling",
-        "machine": machine,
+        "command": "python -m benchmarks.data.scaling " + " ".join(sys.argv[1:]),
+        "machine": describe(),
         "tile": chosen.tile,
         "load": os.getloadavg()[0],
         "jobs": [],
     }
     with ray_session(max(chosen.workers)):
+        # Ray chooses which of its processes do a job: each has to have drawn a sample before.
+        samples_per_second(max(chosen.workers), 1, 16)
         for workers in chosen.workers:
             rate = samples_per_second(workers, chosen.per_worker, chosen.tile)
             jobs = report["jobs"]
             jobs.append({"workers": workers, "samples_per_s": rate})
             jobs[-1]["times_one"] = rate / jobs[0]["samples_per_s"] * jobs[0]["workers"]
             print(json.dumps(jobs[-1]), flush=True)
-            with writing(out) as aside:
-                aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_report(report, "render-scaling", chosen.out)
 
 
 def samples_per_second(workers: int, share: int, tile: int) -> float:
-    """Of a job whose workers have all drawn a sample before."""
+    """Of a whole job."""
     with tempfile.TemporaryDirectory() as folder:
-        render_source(
-            f"toybox:{workers}?seed=1", Path(folder) / "first", tile=16, num_workers=workers
-        )
         began = time.perf_counter()
         # The toybox's classes take turns: any run of them is as heavy as any other.
         made = render_source(
-            f"toybox:{workers * share}", Path(folder) / "second", tile=tile, num_workers=workers
+            f"toybox:{workers * share}", Path(folder), tile=tile, num_workers=workers
         )
         return made.rendered / (time.perf_counter() - began)
 

@@ -13,14 +13,12 @@ The files stay in the page cache, so that what is measured is the readers and no
 import argparse
 import hashlib
 import io
-import json
 import logging
 import os
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import describe, write_report
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.encode import create_cache
@@ -225,16 +223,14 @@ def main() -> None:
         result = {
             "command": f"python -m benchmarks.data.streaming --samples {arguments.samples}"
             f" --rounds {arguments.rounds}",
-            "machine": describe() | {name: version(name) for name in ("webdataset", "ray")},
+            "machine": describe("webdataset", "ray"),
             "load_before": round(os.getloadavg()[0], 1),
             "samples": arguments.samples,
             "rounds": arguments.rounds,
             "mib_per_sample": 6.0,
             "readers": rates(split, tars, arguments.rounds),
         }
-    path = RESULTS / f"streaming-cpu-{result['machine']['date']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    print(write_report(result, "streaming-cpu"))
 
 
 if __name__ == "__main__":

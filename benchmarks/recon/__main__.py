@@ -7,7 +7,6 @@ With --ours nothing else is measured, and the results are recon-cpu-ours-<date>.
 """
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import RESULTS, describe
+from benchmarks.machine import describe, write_report
 from benchmarks.recon.isomer import isomer, vertex_colored
 from benchmarks.recon.objects import Object, objects
 from benchmarks.recon.perturb import perturbed
@@ -153,20 +152,17 @@ def _means(rows: list[Row]) -> Row:
 
 
 def _write(rows: list[Row], only_ours: bool) -> None:
-    machine = describe()
     compared = [row for row in rows if "isomer" in row]
     report = {
         "command": "python -m benchmarks.recon",
-        "machine": machine,
+        "machine": describe(),
         "tile": _TILE,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "mean": {name: value for name, value in _means(rows).items() if name in ("floor", "ours")},
         f"mean of the {len(compared)} objects measured in every way": _means(compared),
         "objects": rows,
     }
-    path = RESULTS / f"recon-cpu{'-ours' * only_ours}-{machine['date']}.json"
-    with writing(path) as aside:
-        aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, f"recon-cpu{'-ours' * only_ours}")
 
 
 if __name__ == "__main__":

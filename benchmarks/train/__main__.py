@@ -11,18 +11,16 @@ import json
 import os
 import time
 import traceback
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.machine import RESULTS
+from benchmarks.machine import describe, short_name, write_report
 from benchmarks.train import rates
 from benchmarks.train.model import FULL, TINY, Size
 from benchmarks.train.rows import Row, floor_seconds, measured, rows
-from kiss3d_infer.files import writing
 
 
 def main() -> None:
@@ -37,7 +35,7 @@ def main() -> None:
     dist.init_process_group(
         "gloo" if options.tiny else "nccl", store=dist.HashStore(), rank=0, world_size=1
     )
-    report = {"command": "python -m benchmarks.train", "machine": _machine(device)}
+    report = {"command": "python -m benchmarks.train", "machine": describe("diffusers", "peft")}
     report |= {
         "tokens": [size.image_tokens, size.text_tokens],
         "rates": rates.measure(size, device),
@@ -49,7 +47,8 @@ def main() -> None:
         is_wanted = any(word in row.name for word in options.only or [row.name])
         if is_wanted and time.perf_counter() - began < options.limit_s:
             table.append(_row(row, size, device, options.steps, report["rates"]))
-            _write(options.out or _default_path(device), report | {"rows": table})
+            name = f"train-{short_name(str(device))}"
+            write_report(report | {"rows": table}, name, options.out)
     _print(table)
     dist.destroy_process_group()
 
@@ -67,36 +66,6 @@ def _row(
     result = {"name": row.name, **figures}
     print(json.dumps({k: v for k, v in result.items() if k != "recipe"}), flush=True)
     return result
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    import diffusers
-    import peft
-
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    versions["peft"] = peft.__version__
-    today = {"date": date.today().isoformat()}
-    if device.type == "cpu":
-        return versions | today
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "gpu": properties.name,
-        "memory_gib": properties.total_memory / 2**30,
-        "cudnn": torch.backends.cudnn.version(),
-        **versions,
-        **today,
-    }
-
-
-def _default_path(device: torch.device) -> Path:
-    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    short = name.removeprefix("NVIDIA ").split()[0].lower()
-    return RESULTS / f"train-{short}-{date.today().isoformat()}.json"
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    with writing(path) as aside:
-        aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(table: list[dict[str, Any]]) -> None:
