@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,26 @@ def writing(path: Path) -> Iterator[Path]:
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block succeeds, and goes otherwise.
+
+    Raises:
+        InputError: `path` exists, its folder cannot be written, or the disk is full.
+    """
+    if path.exists():
+        raise InputError("it exists already", where=path, fix="choose another folder or delete it")
+    aside = writable_folder(path.parent) / f".{path.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with explaining_full_disk(path):
+            aside.mkdir()
+            yield aside
+            aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

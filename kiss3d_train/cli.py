@@ -19,7 +19,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="From meshes to shards of captioned bundles.", no_args_is_help=True)
 fetch = typer.Typer(help="Fetch public data sets.", no_args_is_help=True)
-convert = typer.Typer(help="Make published weights safe to load.", no_args_is_help=True)
+convert = typer.Typer(
+    help="Convert weights: make published ones safe to load, or small.", no_args_is_help=True
+)
 train = typer.Typer(help="Fine-tune a bundle LoRA with Ray Train.", no_args_is_help=True)
 app.add_typer(data, name="data")
 data.add_typer(fetch, name="fetch")
@@ -85,6 +87,7 @@ def demo(out: Out = Path("demo")) -> None:
 for command in (infer.doctor, infer.generate, infer.reconstruct, infer.text_to_3d, infer.serve):
     app.command()(command)
 convert.command("lrm")(infer.convert_lrm)
+convert.command("pack-base")(infer.pack_base)
 
 
 @fetch.command()

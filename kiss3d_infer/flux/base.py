@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import sha256_of, writable_folder
+from kiss3d_infer.files import sha256_of, writing_folder
+from kiss3d_infer.flux.packed import is_packed, load_packed
 from kiss3d_infer.flux.tokenizers import everyday_words, make_clip_tokenizer, make_t5_tokenizer
 
 if TYPE_CHECKING:
@@ -47,21 +47,13 @@ def create_random_base(config_folder: Path, out: Path, seed: int) -> Path:
     Raises:
         InputError: the configuration of a part is missing or no JSON, or `out` exists.
     """
-    _require_index(config_folder)
+    require_base(config_folder)
     # transformers would look for a missing one on the network.
     for name in _CONFIGURATIONS:
         _json_object(config_folder / name)
-    if out.exists():
-        raise InputError("it exists already", where=out, fix="choose another folder or delete it")
-    aside = writable_folder(out.parent) / f".{out.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with torch.random.fork_rng(devices=[]), quiet_libraries():
-            torch.manual_seed(seed)
-            _random_pipeline(config_folder).save_pretrained(aside, safe_serialization=True)
-        aside.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with writing_folder(out) as aside, torch.random.fork_rng(devices=[]), quiet_libraries():
+        torch.manual_seed(seed)
+        _random_pipeline(config_folder).save_pretrained(aside, safe_serialization=True)
     return out
 
 
@@ -76,6 +68,7 @@ def load_base(
 
     A single file (bf16 or fp8, as published for FLUX.1-dev) gives the parts it holds; the folder
     it lies in gives the configuration, the tokenizers and the other parts.
+    Parts that are packed (`kiss3d_infer.flux.packed`) are restored.
 
     Nothing is downloaded and nothing is unpickled.
 
@@ -110,7 +103,7 @@ def base_identity(path: Path) -> str:
         InputError: there is no base, or it is not Flux.
     """
     folder = _folder_of(path)
-    index = _require_index(folder)
+    index = require_base(folder)
     names = sorted(name for name in index if not name.startswith("_"))
     files = [file for name in names for file in sorted((folder / name).glob("*"))]
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
@@ -156,7 +149,7 @@ def _folder_of(base: Path) -> Path:
 def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxPipeline":
     from diffusers import FluxPipeline
 
-    _require_index(folder)
+    require_base(folder)
     _require_scheduler_and_tokenizers(folder, parts)
     networks = {part: _load_part(folder / part, dtype) for part in parts}
     with _explaining(folder):
@@ -175,7 +168,7 @@ def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxP
             fix="convert it; pickles may run code",
         )
     folder = file.parent
-    _require_index(folder)
+    require_base(folder)
     _require_scheduler_and_tokenizers(folder, parts)
     beside = [part for part in parts if part != "transformer" and _has_weights(folder / part)]
     networks = {part: _load_part(folder / part, dtype) for part in beside}
@@ -199,7 +192,7 @@ def _load_part(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
-    _require_weights(folder)
+    require_weights(folder)
     config = read_config(folder, "config.json")
     is_tiny = config.get("_class_name") == "AutoencoderTiny"
     network = {
@@ -208,6 +201,11 @@ def _load_part(folder: Path, dtype: torch.dtype) -> Any:
         "text_encoder": transformers.CLIPTextModel,
         "text_encoder_2": transformers.T5EncoderModel,
     }[folder.name]
+    if is_packed(folder):
+        with _explaining(folder):
+            model, missing = load_packed(network, folder, dtype)
+        _require_complete(missing, folder)
+        return model
     with _explaining(folder):
         model, info = network.from_pretrained(
             folder,
@@ -226,7 +224,12 @@ def _absent(parts: Collection[str]) -> dict[str, None]:
     return dict.fromkeys([*names, *(_TOKENIZER_OF[n] for n in names if n in _TOKENIZER_OF)])
 
 
-def _require_index(folder: Path) -> dict[str, Any]:
+def require_base(folder: Path) -> dict[str, Any]:
+    """The index of a base's folder.
+
+    Raises:
+        InputError: there is none, or it is not Flux.
+    """
     file = folder / "model_index.json"
     if not file.is_file():
         raise InputError(
@@ -259,7 +262,8 @@ def _has_weights(part: Path) -> bool:
     return any(part.glob("*.safetensors"))
 
 
-def _require_weights(part: Path) -> None:
+def require_weights(part: Path) -> None:
+    """Refuse a part's folder without weights that may be loaded."""
     if _has_weights(part):
         return
     pickled = any(part.glob("*.bin")) or any(part.glob("*.pt"))

@@ -46,6 +46,7 @@ def test_help_loads_no_heavy_library() -> None:
         (["generate", "a chair", "-o", "/proc/b.png"], "cannot write to the folder"),
         (["text-to-3d", "a chair", "-o", "a.fbx"], "cannot write a mesh of type"),
         (["reconstruct", "absent.png", "-o", "/proc/a.glb"], "cannot write to the folder"),
+        (["convert", "pack-base", "absent", "o"], "needs model_index.json"),
         (["convert", "lrm", "absent.ckpt", "-o", "/proc/a.safetensors"], "cannot write to the"),
     ],
 )
