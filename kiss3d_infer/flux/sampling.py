@@ -22,6 +22,7 @@ def generate_bundle(
     tile: int = 512,
     steps: int = 20,
     guidance: float = 3.5,
+    cfg_scale: float = 1.0,
     seed: int = 0,
     on_progress: ProgressFn | None = None,
 ) -> Bundle:
@@ -36,7 +37,11 @@ def generate_bundle(
         layout: what the LoRA was trained to draw.
         tile: side of a view in pixels, a multiple of 16 (8 of the VAE, 2 of the patches).
         steps: Euler steps.
-        guidance: embedded guidance; 3.5 is what the published LoRA is used with.
+        guidance: embedded guidance, which bases without it ignore; 3.5 is what the published LoRA
+            is used with.
+        cfg_scale: classifier-free guidance (Ho and Salimans 2022), for bases that were not
+            distilled: how far to go from what the layout's prefix alone gives to what the caption
+            gives, 1 being there. Above 1 each step takes two passes.
         seed: any integer from 0.
         on_progress: called after every step; what it raises cancels the sampling.
 
@@ -44,10 +49,16 @@ def generate_bundle(
         The bundle [3, rows*tile, views*tile] on the CPU.
 
     Raises:
-        InputError: the tile, the number of steps or the seed is out of range, or the picture
-            holds NaN, as float16 may give.
+        InputError: the tile, the number of steps, the guidance or the seed is out of range, or the
+            picture holds NaN, as float16 may give.
     """
     _check(pipeline, tile, steps, seed)
+    if not 1 <= cfg_scale < float("inf"):
+        raise InputError(
+            f"a guidance of {cfg_scale} cannot be followed",
+            where="cfg_scale",
+            fix="give 1 for none, or more",
+        )
     width, height = layout.image_size(tile)
 
     def report(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +69,9 @@ def generate_bundle(
     images = pipeline(
         prompt=clip_prompt(layout),
         prompt_2=t5_prompt(prompt, layout),
+        negative_prompt=clip_prompt(layout),
+        negative_prompt_2=t5_prompt("", layout),
+        true_cfg_scale=cfg_scale,
         width=width,
         height=height,
         num_inference_steps=steps,

@@ -29,6 +29,7 @@ def text_to_3d(
     tile: int = 512,
     steps: int = 20,
     guidance: float = 3.5,
+    cfg_scale: float = 1.0,
     seed: int = 0,
     settings: ReconstructSettings = _DEFAULTS,
     device: str = "cpu",
@@ -44,10 +45,11 @@ def text_to_3d(
         pipeline: a whole base, with the LoRA applied.
         prompt: the object's caption.
         out: .glb, .obj, .ply or .stl; appears only when whole.
-        layout: see `generate_bundle`, as `tile`, `steps`, `guidance` and `seed`.
+        layout: see `generate_bundle`, as the five after it.
         tile: side of a view in pixels.
         steps: sampling steps.
         guidance: embedded guidance.
+        cfg_scale: classifier-free guidance; 1 is none.
         seed: of the noise.
         settings: see `bundle_to_mesh`, as `device` and `force`.
         device: where to rasterize.
@@ -68,6 +70,7 @@ def text_to_3d(
         tile=tile,
         steps=steps,
         guidance=guidance,
+        cfg_scale=cfg_scale,
         seed=seed,
         on_progress=on_progress,
     )

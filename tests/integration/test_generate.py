@@ -48,6 +48,32 @@ def test_the_prompt_and_the_guidance_matter(pipeline):
     assert not torch.equal(generate(pipeline, guidance=1.0).image, chair.image)
 
 
+def test_classifier_free_guidance_goes_from_the_bare_prefix_to_the_caption(pipeline):
+    plain = generate(pipeline, steps=1).image
+    assert torch.equal(generate(pipeline, steps=1, cfg_scale=1.0).image, plain)
+    assert not torch.equal(generate(pipeline, steps=1, cfg_scale=4.0).image, plain)
+    # Without a caption both ends are the same, however far one goes.
+    bare = generate(pipeline, "", steps=1).image
+    torch.testing.assert_close(generate(pipeline, "", steps=1, cfg_scale=4.0).image, bare)
+
+
+def test_guided_velocities_extrapolate_by_the_scale(pipeline, monkeypatch):
+    """One step moves the latents by bare + scale * (caption - bare)."""
+    moved = []
+    decode = type(pipeline.vae).decode
+
+    def spy(self, latents, *args, **kwargs):
+        moved.append(latents.clone())
+        return decode(self, latents, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipeline.vae), "decode", spy)
+    generate(pipeline, "", steps=1)
+    for scale in (1.0, 3.0):
+        generate(pipeline, steps=1, cfg_scale=scale)
+    bare, caption, guided = moved
+    torch.testing.assert_close(guided, bare + 3 * (caption - bare), rtol=1e-3, atol=1e-4)
+
+
 def test_the_number_of_columns_follows_the_layout(pipeline):
     layout = BundleLayout(azimuths=(0, 120, 240), elevations=(5, 5, 5))
     assert generate(pipeline, layout=layout).image.shape == (3, 64, 96)
@@ -78,6 +104,8 @@ def test_progress_ends_at_one_and_an_exception_cancels(pipeline):
         ({"tile": 0}, "multiple of 16, e.g. 16"),
         ({"steps": 0}, "0 steps"),
         ({"seed": -1}, "seed -1"),
+        ({"cfg_scale": 0.5}, "guidance of 0.5"),
+        ({"cfg_scale": float("nan")}, "guidance of nan"),
     ],
 )
 def test_values_that_cannot_be_drawn_are_refused(pipeline, settings, message):
