@@ -1,24 +1,40 @@
 """Commands that turn prompts and bundles into assets; the root command lives with training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kiss3d_infer.mini import NAME as MINI
+
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
     from kiss3d_infer.bundle import BundleLayout
+    from kiss3d_infer.flux.models import Drawing
     from kiss3d_infer.tasks import Asset
 
-Model = Annotated[
+Base = Annotated[
     Path, typer.Option("--model", help="Flux base: a diffusers folder or a .safetensors file.")
 ]
-Lora = Annotated[Path | None, typer.Option("--lora", help="Bundle LoRA (.safetensors).")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Flux base: a diffusers folder, a .safetensors file, or mini, the packaged one."
+    ),
+]
+Lora = Annotated[
+    Path | None, typer.Option("--lora", help="Bundle LoRA (.safetensors); default: the model's.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same bundle.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Tile = Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")]
-Guidance = Annotated[float, typer.Option(min=0, help="Distilled guidance.")]
+# These four default to what the model's maker recommends.
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
+Tile = Annotated[int | None, typer.Option(min=16, help="Side of a tile in pixels.")]
+Guidance = Annotated[float | None, typer.Option(min=0, help="Distilled guidance.")]
+CfgScale = Annotated[
+    float | None, typer.Option("--cfg", min=1, help="Classifier-free guidance; 1 is none.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; default: cuda when there is one.")]
 Init = Annotated[
     Literal["carve", "hull", "sphere", "mesh", "lrm"], typer.Option(help="Start shape.")
@@ -29,8 +45,6 @@ Faces = Annotated[
 ]
 TextureSize = Annotated[int, typer.Option(min=64, max=8192, help="Side of the texture in pixels.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the bundle fails validation.")]
-
-_DEFAULT_MODEL = Path("models/FLUX.1-dev")
 
 
 def doctor(
@@ -47,12 +61,13 @@ def doctor(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a red wooden chair'.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle image, .png or .webp.")],
-    model: Model = _DEFAULT_MODEL,
+    model: Model = MINI,
     lora: Lora = None,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 3.5,
-    tile: Tile = 512,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    cfg_scale: CfgScale = None,
+    tile: Tile = None,
     device: Device = "auto",
 ) -> None:
     """Draw a 3D bundle image from a prompt."""
@@ -62,14 +77,13 @@ def generate(
     from kiss3d_infer.progress import show_stages
 
     checked_image_format(out)
-    pipeline, layout = _pipeline(model, lora, device)
+    given = {"tile": tile, "steps": steps, "guidance": guidance, "cfg_scale": cfg_scale}
+    pipeline, layout, drawing = _pipeline(model, lora, device, given)
     bundle = generate_bundle(
         pipeline,
         prompt,
         layout=layout,
-        tile=tile,
-        steps=steps,
-        guidance=guidance,
+        **drawing.model_dump(),
         seed=seed,
         on_progress=show_stages("generate"),
     )
@@ -145,12 +159,13 @@ def text_to_3d(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Asset: .glb, .usdz, .obj, .ply or .stl.")
     ],
-    model: Model = _DEFAULT_MODEL,
+    model: Model = MINI,
     lora: Lora = None,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 3.5,
-    tile: Tile = 512,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    cfg_scale: CfgScale = None,
+    tile: Tile = None,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
@@ -164,15 +179,14 @@ def text_to_3d(
     raster_device = pick_raster_device(device)
     check_output(out, raster_device)
     checked_image_format(out.with_name(f"{out.stem}.bundle.png"))
-    pipeline, layout = _pipeline(model, lora, device)
+    given = {"tile": tile, "steps": steps, "guidance": guidance, "cfg_scale": cfg_scale}
+    pipeline, layout, drawing = _pipeline(model, lora, device, given)
     asset = make_asset(
         pipeline,
         prompt,
         out,
         layout=layout,
-        tile=tile,
-        steps=steps,
-        guidance=guidance,
+        **drawing.model_dump(),
         seed=seed,
         device=raster_device,
         force=force,
@@ -214,18 +228,22 @@ def serve(
     run_server(config, overrides or ())
 
 
-def _pipeline(model: Path, lora: Path | None, device: str) -> tuple["FluxPipeline", "BundleLayout"]:
-    """The base with the LoRA applied, and the layout that the LoRA draws."""
+def _pipeline(
+    model: str, lora: Path | None, device: str, given: Mapping[str, float | None]
+) -> tuple["FluxPipeline", "BundleLayout", "Drawing"]:
+    """The base with the LoRA applied, the layout that the LoRA draws, and how to draw it."""
     from kiss3d_infer.bundle import PUBLISHED
     from kiss3d_infer.devices import pick_device
     from kiss3d_infer.flux.base import load_base
     from kiss3d_infer.flux.lora import apply_lora
+    from kiss3d_infer.flux.models import choose_model
 
     place = pick_device(device)
-    pipeline = load_base(model, dtype=place.dtype, device=place.name)
-    if lora is None:
-        return pipeline, PUBLISHED
-    return pipeline, apply_lora(pipeline, lora).layout
+    chosen = choose_model(model, lora)
+    pipeline = load_base(chosen.base, dtype=place.dtype, device=place.name)
+    layout = PUBLISHED if chosen.lora is None else apply_lora(pipeline, chosen.lora).layout
+    known = {name: value for name, value in given.items() if value is not None}
+    return pipeline, layout, chosen.drawing.model_copy(update=known)
 
 
 def _show(asset: "Asset") -> None:

@@ -274,7 +274,7 @@ def shard(
 @data.command()
 def encode(
     shards: Shards,
-    base: infer.Model,
+    base: infer.Base,
     out: Annotated[
         str | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
     ] = None,
