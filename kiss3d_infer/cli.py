@@ -216,6 +216,17 @@ def pack_base(
     typer.echo(pack(base, out))
 
 
+def create_random_base(
+    config: Annotated[Path, typer.Argument(help="Its parts, e.g. configs/models/mini.")],
+    out: Annotated[Path, typer.Argument(help="Diffusers folder to make.")],
+    seed: Annotated[int, typer.Option(help="The same seed makes the same weights.")] = 0,
+) -> None:
+    """Make a whole Flux base with random weights, to be trained."""
+    from kiss3d_infer.flux import base
+
+    typer.echo(base.create_random_base(config, out, seed))
+
+
 def serve(
     config: Annotated[Path, typer.Argument(help="Serving recipe.")],
     overrides: Annotated[

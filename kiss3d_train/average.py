@@ -53,7 +53,8 @@ class WeightAverage:
 
     def on_cpu(self) -> dict[str, Tensor]:
         """A copy by parameter name."""
-        return {name: t.to("cpu", torch.float32, copy=True) for name, t in self._average.items()}
+        copies = {n: t.to("cpu", torch.float32, copy=True) for n, t in self._average.items()}
+        return {name: tensor.contiguous() for name, tensor in copies.items()}
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

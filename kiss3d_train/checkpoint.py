@@ -1,7 +1,7 @@
 """Checkpoints that know nothing of workers: whole tensors, checksummed, visible only when complete.
 
     checkpoints/step-00000500/
-        weights.safetensors     float32 masters of the adapter
+        weights.safetensors     float32 masters of what trains
         moments.safetensors     exp_avg/<name> and exp_avg_sq/<name> of AdamW
         ema.safetensors         float32 moving average of the weights, of runs that keep one
         state.json              step, identity, MLflow run, checksums of all of it
@@ -44,8 +44,8 @@ class Identity:
         base: digest of the base model.
         data: digest of the shard index.
         encoder: digest of what encoded images and captions.
-        modules: adapted modules of the transformer.
-        rank, alpha: size and scale of the adapter.
+        modules: adapted modules of the transformer, or parts of the base that train as a whole.
+        rank, alpha: size and scale of the adapter; 0 without one.
         seed, global_batch: they fix which sample comes when.
         initial_adapter: digest of the LoRA that training started from; empty without one.
     """

@@ -20,9 +20,10 @@ app = typer.Typer(
 data = typer.Typer(help="From meshes to shards of captioned bundles.", no_args_is_help=True)
 fetch = typer.Typer(help="Fetch public data sets.", no_args_is_help=True)
 convert = typer.Typer(
-    help="Convert weights: make published ones safe to load, or small.", no_args_is_help=True
+    help="Convert weights: make published ones safe to load, small ones, or random ones.",
+    no_args_is_help=True,
 )
-train = typer.Typer(help="Fine-tune a bundle LoRA with Ray Train.", no_args_is_help=True)
+train = typer.Typer(help="Train a bundle LoRA, or a small Flux, with Ray.", no_args_is_help=True)
 app.add_typer(data, name="data")
 data.add_typer(fetch, name="fetch")
 app.add_typer(convert, name="convert")
@@ -88,6 +89,7 @@ for command in (infer.doctor, infer.generate, infer.reconstruct, infer.text_to_3
     app.command()(command)
 convert.command("lrm")(infer.convert_lrm)
 convert.command("pack-base")(infer.pack_base)
+convert.command("random-base")(infer.create_random_base)
 
 
 @fetch.command()
@@ -361,9 +363,12 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
     """Print the resolved recipe, the batch arithmetic and a memory estimate; take no device."""
     from kiss3d_infer.config import load_config
     from kiss3d_train.config import TrainConfig
-    from kiss3d_train.plan import make_plan
+    from kiss3d_train.plan import make_plan, show_plan
+    from kiss3d_train.whole.plan import plan_whole
 
-    make_plan(load_config(TrainConfig, config, overrides or ())).show()
+    resolved = load_config(TrainConfig, config, overrides or ())
+    make = make_plan if resolved.config.full is None else plan_whole
+    show_plan(resolved, make(resolved).figures())
 
 
 @train.command()

@@ -22,6 +22,7 @@ Positive = Annotated[Integer, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Sigma = Annotated[Number, Field(gt=0, lt=1)]
 Quantize = Literal["none", "int8", "fp8"]
+Part = Literal["vae", "transformer", "text_encoder", "text_encoder_2"]
 Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
@@ -203,6 +204,34 @@ class ValidationSection(Config):
     """Noise levels, each evaluated on every sample."""
 
 
+class FullSection(Config):
+    """Training of whole parts of the base, instead of an adapter on a frozen one.
+
+    The weights that train are float32; base.dtype is the precision that they are computed with.
+    """
+
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+    """[vae]: the autoencoder, on every tile of the bundles. [transformer], or with it text_encoder
+    and text_encoder_2 (CLIP and T5): the drawing of single RGB views by caption."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the trained parts in run.dir/base."""
+    kl_weight: Annotated[Number, Field(ge=0)] = 1e-4
+    """Of the VAE's Kullback-Leibler term, the mean over latent values."""
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether the autoencoder trains."""
+        return self.parts == ("vae",)
+
+    @model_validator(mode="after")
+    def _parts_train_together(self) -> Self:
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError("parts must differ")
+        if not self.is_vae and ("vae" in self.parts or "transformer" not in self.parts):
+            raise ValueError("parts must be [vae], or transformer with or without text encoders")
+        return self
+
+
 class TrackingSection(Config):
     """Where metrics go."""
 
@@ -221,6 +250,8 @@ class TrainConfig(Config):
     base: BaseSection
     data: DataSection
     adapter: AdapterSection = AdapterSection()
+    full: FullSection | None = None
+    """Whole parts to train; an adapter trains when it is not given."""
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
     engine: EngineSection = EngineSection()
@@ -235,6 +266,20 @@ class TrainConfig(Config):
             raise ValueError("base.quantize needs engine.zero_stage 0, 1 or 2")
         if self.engine.takes_weights_apart and self.optimizer.ema_decay is not None:
             raise ValueError("optimizer.ema_decay needs engine.zero_stage 0, 1 or 2")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_parts_train_alone(self) -> Self:
+        if self.full is None:
+            return self
+        if self.adapter != AdapterSection():
+            raise ValueError("give adapter or full, not both")
+        if self.engine.kind != "ddp":
+            raise ValueError("full needs engine.kind=ddp")
+        if self.base.quantize != "none":
+            raise ValueError("full needs base.quantize=none")
+        if self.data.on_corrupt != "stop":
+            raise ValueError("full needs data.on_corrupt=stop")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ name, so that a checkpoint knows nothing of workers, ZeRO stages or engines.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from kiss3d_train.adapter import trainable_parameters
 from kiss3d_train.config import OptimizerSection, TrainConfig
-from kiss3d_train.objective import Batch
 
-LossFn = Callable[[nn.Module, Batch], Tensor]
+LossFn = Callable[[nn.Module, Any], Tensor]
 """Losses of a model on a batch: [B], one per sample; for validation also [B, ...], in parts."""
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -27,8 +26,15 @@ State = dict[str, dict[str, Tensor]]
 """kind -> parameter name -> whole float32 tensor on the CPU."""
 
 
+class Batch(Protocol):
+    """Samples of a forward pass."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+
+
 class Engine(ABC):
-    """A transformer with an adapter, trained by all workers together.
+    """A transformer with an adapter, or whole networks, trained by all workers together.
 
     Methods marked collective must be called by all workers.
 
@@ -245,9 +251,17 @@ def create_engine(transformer: nn.Module, config: TrainConfig, device: torch.dev
 def create_optimizer(
     parameters: Mapping[str, nn.Parameter], config: OptimizerSection, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW as a torch object: naming it in DeepSpeed's configuration would compile a kernel."""
+    """AdamW as a torch object: naming it in DeepSpeed's configuration would compile a kernel.
+
+    Biases and the weights of norms, which are vectors, do not decay.
+    """
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}]
+    if vectors:  # an adapter has none
+        groups.append({"params": vectors, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        list(parameters.values()),
+        groups,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -310,7 +324,8 @@ def _set_lr(optimizer: Any, lr: float) -> None:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    copy = tensor.detach().to("cpu", torch.float32, copy=True)
+    return copy.contiguous()  # a convolution's weight may be channels last
 
 
 def _ensure_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +15,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_train.average import WeightAverage
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves
-from kiss3d_train.data.stream import Stream
-from kiss3d_train.engine import Engine, LossFn
+from kiss3d_train.engine import Batch, Engine, LossFn
 
 STOP_FILE = ".stop"
 """Its presence in run.dir asks the run to save a checkpoint and end at the next drain."""
@@ -30,6 +29,16 @@ class Sink(Protocol):
 
     def show(self, line: str) -> None:
         """Show a line of progress."""
+
+
+class Batches(Protocol):
+    """This worker's share of every global batch."""
+
+    num_skipped: int
+    """Damaged samples that others took the place of."""
+
+    def micro_batches(self, step: int) -> Sequence[Batch]:
+        """The batches to accumulate in optimizer step `step`, counted from 0."""
 
 
 @dataclass
@@ -47,7 +56,7 @@ class Trainer:
 
     config: TrainConfig
     engine: Engine
-    stream: Stream
+    stream: Batches
     loss_fn: LossFn
     validate: Callable[[], dict[str, float]] | None
     save: Callable[[int], None]

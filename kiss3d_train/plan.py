@@ -167,11 +167,7 @@ class Plan:
 
     def show(self) -> None:
         """Print the recipe with the origin of each value, and the figures; no line is cut."""
-        print("recipe")
-        rows = [(key, f"{value}  # {origin}") for key, value, origin in self.resolved.rows()]
-        _print_aligned(rows)
-        print("\nplan")
-        _print_aligned(self.figures())
+        show_plan(self.resolved, self.figures())
 
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
@@ -314,6 +310,14 @@ def _block_linears(transformer: Any, image: int, text: int) -> tuple[Linear, ...
             )
         )
     return tuple(linears)
+
+
+def show_plan(resolved: Resolved[TrainConfig], figures: Sequence[tuple[str, str]]) -> None:
+    """Print a recipe with the origin of each value, and figures; no line is cut."""
+    print("recipe")
+    _print_aligned([(key, f"{value}  # {origin}") for key, value, origin in resolved.rows()])
+    print("\nplan")
+    _print_aligned(figures)
 
 
 def _print_aligned(rows: Sequence[tuple[str, str]]) -> None:

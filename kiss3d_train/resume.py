@@ -35,6 +35,17 @@ class Start:
 
 def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
     """What a checkpoint of this run must agree with; opens the base on the meta device only."""
+    if config.full is not None:
+        return Identity(
+            base=base,
+            data=index.digest,
+            encoder="",
+            modules=config.full.parts,
+            rank=0,
+            alpha=0.0,
+            seed=config.run.seed,
+            global_batch=config.data.global_batch,
+        )
     init_from = config.adapter.init_from
     return Identity(
         base=base,

@@ -25,7 +25,7 @@ from kiss3d_train.data.job_run import data_run_tags
 from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
-from kiss3d_train.data.storage import absolute, name_of
+from kiss3d_train.data.storage import Place, absolute, name_of
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
@@ -36,6 +36,7 @@ from kiss3d_train.summary import (
     adapter_of,
     averaged_adapter_of,
     finished_at,
+    result_of,
     values_of,
 )
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
@@ -72,17 +73,10 @@ def _train_from(
     index: ShardIndex,
     identity: Identity,
 ) -> TrainSummary:
-    plan = make_plan(resolved)
+    plan = None if config.full else make_plan(resolved)
     with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
         check_resources(config.scaling, resources)
-        latents = encode_shards(
-            config.data.shards,
-            config.base.path,
-            config.latents_root,
-            dtype=config.base.dtype,
-            use_gpu=config.scaling.use_gpu,
-            identity=identity.base,
-        )
+        latents = None if config.full else _encode(config, identity)
         tracker = _open_tracker(resolved, config, index, start)
         job = Job(
             config,
@@ -91,8 +85,8 @@ def _train_from(
             identity,
             start.initial,
             tracker.run_id,
-            plan.model_flops_per_sample,
-            plan.footprint,
+            plan.model_flops_per_sample if plan else 0.0,
+            plan.footprint if plan else None,
         )
         with tracker:
             _write_run_file(config, job)
@@ -102,6 +96,17 @@ def _train_from(
             summary = _conclude(job, outcome, tracker)
             tracker.close("FINISHED" if summary.status == "finished" else "KILLED")
     return summary
+
+
+def _encode(config: TrainConfig, identity: Identity) -> Place:
+    return encode_shards(
+        config.data.shards,
+        config.base.path,
+        config.latents_root,
+        dtype=config.base.dtype,
+        use_gpu=config.scaling.use_gpu,
+        identity=identity.base,
+    )
 
 
 def check_resources(scaling: ScalingSection, available: Mapping[str, float]) -> None:
@@ -169,14 +174,14 @@ def _open_tracker(
 
 
 def _write_run_file(config: TrainConfig, job: Job) -> None:
-    encoder = read_encoder(job.latents)
+    encoder = None if job.latents is None else read_encoder(job.latents)
     record = {
         "tracking_run": job.tracking_run,
         "initial": None if job.initial is None else str(job.initial),
         "identity": asdict(job.identity),
         "recipe": values_of(config),
         "data": {"shards": str(config.data.shards), "digest": job.identity.data},
-        "encoder": encoder.model_dump(mode="json"),
+        "encoder": None if encoder is None else encoder.model_dump(mode="json"),
     }
     with writing(config.run.dir / RUN_FILE) as aside:
         aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
@@ -242,7 +247,6 @@ def _create_trainer(job: Job) -> Any:
 
 def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
     config = job.config
-    adapter = adapter_of(config.run.dir)
     summary = TrainSummary(
         status="finished" if outcome.step >= config.run.steps else "stopped",
         run_dir=str(config.run.dir),
@@ -252,13 +256,14 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
         validation=outcome.validation,
         seconds=outcome.seconds,
         peak_memory_bytes=outcome.peak_memory_bytes,
-        adapter=str(adapter),
+        adapter=str(result_of(config)),
         how_to_open=tracker.how_to_open,
     )
     with writing(config.run.dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
-    tracker.log_artifact(adapter, "adapter")
-    if config.optimizer.ema_decay is not None:
+    if config.full is None:
+        tracker.log_artifact(adapter_of(config.run.dir), "adapter")
+    if config.full is None and config.optimizer.ema_decay is not None:
         tracker.log_artifact(averaged_adapter_of(config.run.dir), "adapter_ema")
     tracker.log_artifact(config.run.dir / SUMMARY_FILE)
     return summary

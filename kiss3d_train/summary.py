@@ -35,6 +35,7 @@ class TrainSummary:
         validation: last held-out metrics.
         seconds: in the training loop, since the last start.
         peak_memory_bytes: of the first worker.
+        adapter: where the trained adapter lies, or the base whose parts were trained.
     """
 
     status: Literal["finished", "stopped"]
@@ -53,7 +54,7 @@ class TrainSummary:
         change = f", loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}" if self.losses else ""
         return (
             f"{self.status} after {self.steps} steps{change}, {self.seconds:.0f} s in the loop\n"
-            f"adapter: {self.adapter}\n"
+            f"{'base' if Path(self.adapter).is_dir() else 'adapter'}: {self.adapter}\n"
             f"MLflow run {self.run_id}: {self.how_to_open}"
         )
 
@@ -66,6 +67,16 @@ def adapter_of(run_dir: Path) -> Path:
 def averaged_adapter_of(run_dir: Path) -> Path:
     """Where the moving average of a run's adapter lies, if it keeps one."""
     return run_dir / "adapter_ema" / "pytorch_lora_weights.safetensors"
+
+
+def base_of(run_dir: Path) -> Path:
+    """Where the base lies whose parts a run has trained."""
+    return run_dir / "base"
+
+
+def result_of(config: TrainConfig) -> Path:
+    """What a run is for: its adapter, or the folder of its base."""
+    return adapter_of(config.run.dir) if config.full is None else base_of(config.run.dir)
 
 
 def values_of(config: TrainConfig) -> dict[str, str]:
@@ -86,7 +97,7 @@ def finished_at(step: int, config: TrainConfig) -> TrainSummary | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     is_whole = (summary.status, summary.steps) == ("finished", step)
-    if not is_whole or not adapter_of(run_dir).is_file():
+    if not is_whole or not result_of(config).exists():
         return None
     _require_same_recipe(run_dir, config)
     return summary

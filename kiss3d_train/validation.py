@@ -1,6 +1,7 @@
 """Held-out loss at fixed noise levels with fixed noise: the same quantity in every run."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,8 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import region_metrics
 from kiss3d_train.data.stream import Samples, validation_batch
 from kiss3d_train.engine import Engine, LossFn
+
+T = TypeVar("T")
 
 
 def held_out_loss(
@@ -32,7 +35,7 @@ def held_out_loss(
     pairs = [(index, number) for index in range(num_samples) for number in range(len(sigmas))]
     tiles = (len(layout.rows), layout.num_views)
     table = torch.zeros(num_samples, len(sigmas), *tiles, device=engine.device)
-    for chunk, num_counted in _shares(pairs, config.scaling.micro_batch):
+    for chunk, num_counted in shares(pairs, config.scaling.micro_batch):
         batch = validation_batch(samples, [(i, sigmas[k]) for i, k in chunk], config)
         losses = engine.losses(loss_fn, batch)
         for (index, number), loss in zip(chunk[:num_counted], losses, strict=False):
@@ -44,13 +47,16 @@ def held_out_loss(
     return {"val/loss": sum(by_sigma) / len(by_sigma), **metrics, **regions}
 
 
-def _shares(pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[list[tuple[int, int]], int]]:
-    """This worker's chunks of `size` pairs, each with how many of them count."""
+def shares(items: Sequence[T], size: int) -> list[tuple[list[T], int]]:
+    """This worker's chunks of `size` items, as many as any other's, each with how many count.
+
+    The last item fills up what is missing.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    rounds = -(-len(pairs) // (size * world_size))
-    shares = []
+    rounds = -(-len(items) // (size * world_size))
+    chunks = []
     for number in range(rounds):
         first = (number * world_size + rank) * size
-        chunk = list(pairs[first : first + size])
-        shares.append((chunk + [pairs[-1]] * (size - len(chunk)), len(chunk)))
-    return shares
+        chunk = list(items[first : first + size])
+        chunks.append((chunk + [items[-1]] * (size - len(chunk)), len(chunk)))
+    return chunks

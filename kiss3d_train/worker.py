@@ -52,22 +52,22 @@ class Job:
     """Everything a worker is told; all paths are absolute.
 
     Attributes:
-        latents: cache written by `encode_shards`.
+        latents: cache written by `encode_shards`; None where whole parts train.
         layout: of the bundles that are trained on.
         initial: checkpoint to start from when run.dir has none.
         tracking_run: MLflow run id.
-        flops_per_sample: arithmetic of the model, forward and backward.
-        footprint: memory of a worker.
+        flops_per_sample: arithmetic of the model, forward and backward; 0 where unknown.
+        footprint: memory of a worker; None where whole parts train.
     """
 
     config: TrainConfig
-    latents: Place
+    latents: Place | None
     layout: BundleLayout
     identity: Identity
     initial: Path | None
     tracking_run: str
     flops_per_sample: float
-    footprint: Footprint
+    footprint: Footprint | None
 
 
 @dataclass(frozen=True)
@@ -94,23 +94,28 @@ def ray_worker(arguments: dict[str, Job]) -> Outcome:
     import ray.train
 
     job = arguments["job"]
+    do_work = work
+    if job.config.full is not None:
+        from kiss3d_train.whole.work import work as do_work
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if ray.train.get_context().get_world_rank() > 0:
-        return work(job, None)
+        return do_work(job, None)
     with _opened_sink(job) as sink:
-        return work(job, sink)
+        return do_work(job, sink)
 
 
 def work(job: Job, sink: Sink | None) -> Outcome:
     """Train on this worker, in the process group that exists. `sink` is None but on rank 0."""
-    config, device = job.config, _device(job.config)
+    if job.latents is None or job.footprint is None:
+        raise ValueError("an adapter trains on latents, within a footprint")
+    config, device = job.config, device_of(job.config)
     transformer = load_base(
         config.base.path, dtype=config.base.dtype, parts=("transformer",)
     ).transformer
     guidance = config.objective.guidance if transformer.config.guidance_embeds else None
     keeps = job.footprint.keeps(config, budget_of(config, device))
     engine = assemble(transformer, config, device, keeps)
-    first_step, average = _restore(job, engine)
+    first_step, average = restore(job, engine)
     index = load_index(config.data.shards)
     cache = _cache(config)
     training = open_split(job.latents, index, "train", cache)
@@ -135,7 +140,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         stream=stream,
         loss_fn=training_loss(config.objective, guidance, curves),
         validate=validate if has_validation else None,
-        save=lambda step: _save(job, engine, average, step),
+        save=lambda step: save(job, engine, average, step),
         sink=sink,
         mfu_per_rate=_mfu_per_rate(job, device),
         curves=curves,
@@ -146,7 +151,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     seconds = time.perf_counter() - began
     stream.close()
     _export(job, engine, average)
-    return Outcome(step, tuple(losses), validation, seconds, _peak_memory(device))
+    return Outcome(step, tuple(losses), validation, seconds, peak_memory(device))
 
 
 @contextmanager
@@ -175,7 +180,8 @@ def _cache(config: TrainConfig) -> DiskCache | None:
     return None if folder is None else DiskCache(folder, int(config.data.cache_gb * 1e9))
 
 
-def _device(config: TrainConfig) -> torch.device:
+def device_of(config: TrainConfig) -> torch.device:
+    """This worker's device; must be asked before CUDA starts."""
     if config.scaling.use_gpu:
         import ray.train.torch
 
@@ -189,7 +195,7 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def _restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
+def restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
     """Take over the newest checkpoint, the same on all workers: its steps, and the average."""
     folder = checkpoints_of(job.config)
     found: Checkpoint | None = None
@@ -212,7 +218,8 @@ def _restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
     return found.step if found else 0, average
 
 
-def _save(job: Job, engine: Engine, average: WeightAverage | None, step: int) -> None:
+def save(job: Job, engine: Engine, average: WeightAverage | None, step: int) -> None:
+    """Write a checkpoint after so many steps. Collective."""
     state = engine.gather()
     if dist.get_rank() == 0:
         if average:
@@ -253,7 +260,8 @@ def _mfu_per_rate(job: Job, device: torch.device) -> float | None:
     return job.flops_per_sample / (peak * dist.get_world_size()) if peak else None
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Bytes of device memory on a GPU, of resident memory on the CPU, at most so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -59,7 +59,7 @@ def test_values_that_are_no_numbers_or_name_nothing_are_refused(
 def test_every_number_of_a_recipe_refuses_a_truth_value() -> None:
     config = tiny_config({"adapter.alpha": 1.0, "engine.bucket_elements": 1})
     for name, section in config.model_dump().items():
-        for key, value in section.items():
+        for key, value in (section or {}).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 with pytest.raises(ValidationError, match="must be a number"):
                     tiny_config({f"{name}.{key}": True})

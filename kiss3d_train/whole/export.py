@@ -1,0 +1,60 @@
+"""Writing the base whose parts were trained: a whole diffusers folder, visible when complete."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import explaining_full_disk
+from kiss3d_infer.flux.base import quiet_libraries
+
+
+def require_folder(base: Path) -> None:
+    """Refuse a base that is a single file; its parts cannot be replaced one by one.
+
+    Raises:
+        InputError: it is one.
+    """
+    if base.is_file():
+        raise InputError(
+            "whole parts are trained of a base in folders, one per part",
+            where=base,
+            fix="set base.path to a diffusers folder",
+        )
+
+
+def write_base(source: Path, parts: Mapping[str, Any], save_dtype: str, out: Path) -> None:
+    """Copy a base with some of its parts replaced; an earlier `out` is replaced at the end.
+
+    Args:
+        source: the base's folder.
+        parts: trained networks by part; converted to `save_dtype`.
+        save_dtype: float32 or bfloat16.
+        out: where the new base goes.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    before = out.with_name(f".{out.name}.{os.getpid()}.before")
+    try:
+        with explaining_full_disk(out):
+            shutil.copytree(source, aside, ignore=_hidden)
+            for name, network in parts.items():
+                shutil.rmtree(aside / name)
+                with quiet_libraries():
+                    network.to(getattr(torch, save_dtype)).save_pretrained(aside / name)
+        if out.exists():
+            out.rename(before)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _hidden(_folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(".")]

@@ -1,0 +1,110 @@
+"""What a recipe for whole parts will take, worked out before any device is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kiss3d_infer.config import Resolved
+from kiss3d_infer.flux.base import read_config
+from kiss3d_train.config import Part, TrainConfig
+from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.storage import exists
+from kiss3d_train.memory import GIB
+
+_MOMENTS = 2
+"""Of AdamW, float32 as the weights and their gradients."""
+
+
+@dataclass(frozen=True)
+class WholePlan:
+    """The figures of a recipe.
+
+    Attributes:
+        num_weights: by part that trains.
+        index: of the data set; None while it does not exist.
+    """
+
+    config: TrainConfig
+    num_weights: dict[str, int]
+    index: ShardIndex | None
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Names and values of everything worked out, for people."""
+        scaling, num = self.config.scaling, sum(self.num_weights.values())
+        has_average = int(self.config.optimizer.ema_decay is not None)
+        batch = (
+            f"{self.config.data.global_batch} = {scaling.micro_batch} per pass x "
+            f"{scaling.workers} workers x {self.config.accumulation} accumulated"
+        )
+        weights = ", ".join(f"{part} {n / 1e6:,.2f} M" for part, n in self.num_weights.items())
+        checkpoint, step = 1 + _MOMENTS + has_average, 2 + _MOMENTS + has_average
+        return [
+            ("global batch", f"{batch} {self._unit}"),
+            ("weights that train", weights),
+            ("checkpoint", f"{4 * checkpoint * num / 2**20:,.1f} MiB"),
+            *self._data_figures(),
+            (
+                "memory per worker",
+                f"{4 * step * num / GIB:,.1f} GiB of weights and what belongs to them, "
+                "the pictures, and what a forward pass keeps",
+            ),
+        ]
+
+    def _data_figures(self) -> list[tuple[str, str]]:
+        if self.index is None:
+            return [("data", f"{self.config.data.shards} does not exist yet")]
+        views, rows = self.index.layout.num_views, len(self.index.layout.rows)
+        pictures = views * (rows if self._trains_vae else 1) * sum(self.index.counts("train"))
+        epochs = self.config.run.steps * self.config.data.global_batch / pictures
+        return [
+            ("data", str(self.index)),
+            (f"{self._unit} to train on", f"{pictures:,}"),
+            ("epochs in all", f"{epochs:.1f} in {self.config.run.steps} steps"),
+        ]
+
+    @property
+    def _trains_vae(self) -> bool:
+        return "vae" in self.num_weights
+
+    @property
+    def _unit(self) -> str:
+        return "tiles" if self._trains_vae else "views"
+
+
+def plan_whole(resolved: Resolved[TrainConfig]) -> WholePlan:
+    """Work out a recipe's figures; needs the base's configuration files, not its weights.
+
+    Raises:
+        InputError: the base's configuration cannot be read.
+    """
+    config = resolved.config
+    if config.full is None:
+        raise ValueError("this recipe trains an adapter")
+    return WholePlan(
+        config=config,
+        num_weights={part: _num_weights(config, part) for part in config.full.parts},
+        index=load_index(config.data.shards) if exists(config.data.shards) else None,
+    )
+
+
+def _num_weights(config: TrainConfig, part: Part) -> int:
+    settings = read_config(config.base.path, f"{part}/config.json")
+    with torch.device("meta"):
+        network = _network(part, settings)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _network(part: Part, settings: dict[str, Any]) -> Any:
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    match part:
+        case "vae":
+            return AutoencoderKL.from_config(settings)
+        case "transformer":
+            return FluxTransformer2DModel.from_config(settings)
+        case "text_encoder":
+            return CLIPTextModel(CLIPTextConfig.from_dict(settings))
+        case "text_encoder_2":
+            return T5EncoderModel(T5Config.from_dict(settings))

@@ -1,0 +1,69 @@
+"""What each process does that trains whole parts; beside `kiss3d_train.worker`, for adapters."""
+
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from kiss3d_train.average import WeightAverage
+from kiss3d_train.data.shards import ShardReader
+from kiss3d_train.engine import Engine, create_engine
+from kiss3d_train.loop import Sink, Trainer
+from kiss3d_train.summary import base_of
+from kiss3d_train.whole.export import require_folder
+from kiss3d_train.whole.pictures import ShowFn
+from kiss3d_train.whole.task import Task
+from kiss3d_train.whole.vae_task import VaeTask
+from kiss3d_train.worker import Job, Outcome, device_of, peak_memory, restore, save
+
+
+def work(job: Job, sink: Sink | None) -> Outcome:
+    """Train on this worker, in the process group that exists. `sink` is None but on rank 0."""
+    config, device = job.config, device_of(job.config)
+    task = _open_task(job, device, sink.show if sink else None)
+    engine = create_engine(task.model, config, device)
+    first_step, average = restore(job, engine)
+    validation: dict[str, float] = {}
+
+    def validate() -> dict[str, float]:
+        # Validation's shapes and the lack of gradients would each be compiled anew.
+        with (
+            average.in_place() if average else nullcontext(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            validation.update(task.validate(engine))
+        return validation
+
+    trainer = Trainer(
+        config=config,
+        engine=engine,
+        stream=task.stream,
+        loss_fn=task.losses,
+        validate=validate if task.has_validation else None,
+        save=partial(save, job, engine, average),
+        sink=sink,
+        average=average,
+    )
+    began = time.perf_counter()
+    step, losses = trainer.run(first_step)
+    seconds = time.perf_counter() - began
+    _export(task, engine, average, base_of(config.run.dir))
+    return Outcome(step, tuple(losses), validation, seconds, peak_memory(device))
+
+
+def _open_task(job: Job, device: torch.device, show: ShowFn | None) -> Task:
+    config, full = job.config, job.config.full
+    if full is None:
+        raise ValueError("this recipe trains an adapter")
+    require_folder(config.base.path)
+    return VaeTask(config, full, ShardReader(config.data.shards), device, show)
+
+
+def _export(task: Task, engine: Engine, average: WeightAverage | None, out: Path) -> None:
+    """Write the base with the average of the trained weights if one is kept, else the last ones."""
+    weights = engine.gather()["weight"]
+    if dist.get_rank() == 0:
+        task.export(average.on_cpu() if average else weights, out)
