@@ -11,9 +11,15 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train.data.captions.job import CAPTION_QUARANTINE, CaptionSummary
 from kiss3d_train.data.curation import CURATION_NAME, Curation
+from kiss3d_train.data.descriptions import (
+    QUARANTINE_NAME,
+    descriptions,
+    picture_of,
+    read_description,
+)
 from kiss3d_train.data.job_run import JobRun
 from kiss3d_train.data.order import picked
-from kiss3d_train.data.render import QUARANTINE_NAME, RenderSummary
+from kiss3d_train.data.render import RenderSummary
 from kiss3d_train.data.shards import SPLITS, ShardIndex, load_index
 from kiss3d_train.data.storage import Place, name_of
 
@@ -96,8 +102,8 @@ def record_encoding(run: JobRun, shards: Place) -> None:
 def manifest_digest(folder: Path) -> str:
     """Names what a rendered folder holds: SHA-256 over keys, checksums of bundles and captions."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("[!.]*.json")):
-        meta = json.loads(path.read_bytes())
+    for path in descriptions(folder):
+        meta = read_description(path)
         line = [path.stem, meta.get("bundle_sha256"), meta.get("caption")]
         digest.update(json.dumps(line).encode())
     return digest.hexdigest()
@@ -128,12 +134,11 @@ def _log_sheet(tracker: Tracker, folder: Path, scratch: Path) -> None:
     from kiss3d_infer.bundle.image import opened_image
     from kiss3d_infer.scene.pictures import contact_sheet
 
-    paths = sorted(folder.glob("[!.]*.json"))
     cells: list[tuple[str, Image.Image]] = []
-    for path in picked(paths, _NUM_PICTURES, "contact sheet"):
-        caption = str(json.loads(path.read_bytes()).get("caption") or path.stem)
+    for path in picked(descriptions(folder), _NUM_PICTURES, "contact sheet"):
+        caption = str(read_description(path).get("caption") or path.stem)
         try:
-            with opened_image(path.with_suffix(".bundle.png")) as picture:
+            with opened_image(picture_of(path)) as picture:
                 cells.append((caption, picture.reduce(max(1, picture.width // 512))))
         except InputError:
             continue  # a damaged picture is the next job's business

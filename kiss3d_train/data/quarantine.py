@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ class Quarantine:
     def get(self, key: str, default: Record) -> Record:
         """A sample's record, or the default."""
         return self._records.get(key, default)
+
+    def reasons(self) -> Counter[str]:
+        """How many samples could not be used for each reason."""
+        return Counter(str(record["reason"]) for record in self._records.values())
 
     def note(self, key: str, record: Record | None) -> None:
         """Note a failure, or with None that all went well."""

@@ -14,6 +14,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, sweep, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation.orientation import annotated, load_estimator
+from kiss3d_train.data.descriptions import QUARANTINE_NAME
 from kiss3d_train.data.quarantine import Quarantine
 from kiss3d_train.data.rendering.light import Lights
 from kiss3d_train.data.rendering.sample import (
@@ -44,7 +45,6 @@ from kiss3d_train.data.tile import check_tile
 from kiss3d_train.ray_session import ray_session, unwrapped
 
 __all__ = [
-    "QUARANTINE_NAME",
     "RenderJob",
     "RenderSummary",
     "mesh_sha256",
@@ -52,7 +52,6 @@ __all__ = [
     "render_source",
 ]
 
-QUARANTINE_NAME = "quarantine.jsonl"
 SOURCES_NAME = ".sources"
 """JSON: where the folders and libraries lie whose meshes were rendered into this one, by name."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kiss3d_infer.errors import InputError
+from kiss3d_train.data.descriptions import picture_of, read_description
 from kiss3d_train.data.sources.item import MeshItem
 
 if TYPE_CHECKING:
@@ -52,8 +52,12 @@ class Sample:
 
     @classmethod
     def read(cls, description: Path) -> Sample:
-        """Read `<key>.json`."""
-        return cls(description, json.loads(description.read_bytes()))
+        """Read `<key>.json`.
+
+        Raises:
+            InputError: it is none.
+        """
+        return cls(description, read_description(description))
 
     @property
     def key(self) -> str:
@@ -85,7 +89,7 @@ def read_bundle(sample: Sample) -> Bundle:
     from kiss3d_infer.bundle.image import load_bundle
 
     try:
-        return load_bundle(sample.description.with_suffix(".bundle.png"))
+        return load_bundle(picture_of(sample.description))
     except InputError as error:
         raise BadSampleError(error.what) from error
 

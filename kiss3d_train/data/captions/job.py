@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, sweep, writing
 from kiss3d_infer.progress import track
 from kiss3d_train.data.captions.captioner import (
@@ -21,6 +20,7 @@ from kiss3d_train.data.captions.captioner import (
     Sample,
     StopCaptioningError,
 )
+from kiss3d_train.data.descriptions import require_descriptions
 from kiss3d_train.data.quarantine import Quarantine
 
 CAPTION_QUARANTINE = "captions.quarantine.jsonl"
@@ -85,7 +85,7 @@ def caption_samples(
         InputError: no samples, another job works in the folder, or the captioner's settings are
             wrong.
     """
-    paths = _descriptions(folder)[:limit]
+    paths = require_descriptions(folder)[:limit]
     with locked(folder):
         sweep(folder)
         quarantine = Quarantine(folder / CAPTION_QUARANTINE)
@@ -101,15 +101,6 @@ def caption_samples(
     return summary
 
 
-def _descriptions(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("[!.]*.json"))
-    if not paths:
-        raise InputError(
-            "no rendered samples in the folder", where=folder, fix="run 'kiss3d data render' first"
-        )
-    return paths
-
-
 def _todo(
     paths: Iterable[Path],
     captioner: Captioner,
@@ -121,11 +112,8 @@ def _todo(
     source = captioner.source.to_json()
     done = [source] if overwrite else [source, EXACT]
     for path in paths:
-        try:
-            sample = Sample.read(path)
-            before = sample.meta.get("caption_source")
-        except (ValueError, AttributeError) as error:
-            raise InputError("not the description of a sample", where=path) from error
+        sample = Sample.read(path)
+        before = sample.meta.get("caption_source")
         if before in done:
             summary.kept += 1
         elif quarantine.get(sample.key, {}).get("caption_source") == source:

@@ -16,6 +16,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation.statistics import Statistics
+from kiss3d_train.data.descriptions import read_description, require_descriptions
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -78,21 +79,8 @@ def read_samples(folder: Path) -> list[Sample]:
     Raises:
         InputError: there are none, or a description cannot be used.
     """
-    samples = []
-    for path in track(sorted(folder.glob("[!.]*.json")), "reading descriptions"):
-        try:
-            meta = json.loads(path.read_bytes())
-            is_described = meta["key"] == path.stem
-        except (ValueError, KeyError, TypeError):
-            is_described = False
-        if not is_described:
-            raise InputError("not the description of a sample", where=path)
-        samples.append(Sample.of(meta))
-    if not samples:
-        raise InputError(
-            "no rendered samples in the folder", where=folder, fix="run 'kiss3d data render' first"
-        )
-    return sorted(samples, key=lambda sample: sample.key)
+    paths = require_descriptions(folder)
+    return [Sample.of(read_description(path)) for path in track(paths, "reading descriptions")]
 
 
 def words_of(text: str) -> tuple[str, ...]:

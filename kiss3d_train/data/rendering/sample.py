@@ -16,6 +16,7 @@ from kiss3d_infer.files import sha256_of, writing
 from kiss3d_train.data.captions.captioner import CaptionSource
 from kiss3d_train.data.captions.names import caption_of
 from kiss3d_train.data.curation.orientation import load_estimator, oriented
+from kiss3d_train.data.descriptions import picture_of
 from kiss3d_train.data.quarantine import Record
 from kiss3d_train.data.rendering.light import STUDIO_LIGHTS, Lights
 from kiss3d_train.data.rendering.record import record_of
@@ -106,7 +107,8 @@ def made_from(job: RenderJob, source: MeshSource, item: MeshItem) -> dict[str, A
 
 def paths_of(job: RenderJob, item: MeshItem) -> tuple[Path, Path]:
     """A sample's picture and its description."""
-    return job.out / f"{item.key}.bundle.png", job.out / f"{item.key}.json"
+    description = job.out / f"{item.key}.json"
+    return picture_of(description), description
 
 
 def extra_path(job: RenderJob, item: MeshItem, kind: ExtraName) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +10,16 @@ from typing import Any
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.data.curation import Curation, Decision, read_curation
+from kiss3d_train.data.descriptions import (
+    QUARANTINE_NAME,
+    descriptions,
+    picture_of,
+    read_description,
+)
+from kiss3d_train.data.quarantine import Quarantine
 from kiss3d_train.data.shards.index import INDEX_NAME, SPLITS, Split
 from kiss3d_train.data.shards.reader import ShardReader, decode_sample
 from kiss3d_train.data.storage import Place
-
-_QUARANTINE_NAME = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -67,32 +71,20 @@ def open_data_set(folder: Place) -> DataSet:
         return _shards(folder)
     curation = read_curation(folder)
     decisions = {} if curation is None else {d.key: d for d in curation.decisions}
-    entries = [_rendered(path, decisions) for path in sorted(folder.glob("[!.]*.json"))]
+    entries = [_rendered(path, decisions) for path in descriptions(folder)]
     if not entries:
         raise InputError(
             "neither rendered samples nor shards in the folder",
             where=folder,
             fix="make some with 'kiss3d data render' or 'kiss3d data shard'",
         )
-    return DataSet(folder, "rendered samples", entries, curation, _quarantine(folder))
+    reasons = Quarantine(folder / QUARANTINE_NAME).reasons()
+    return DataSet(folder, "rendered samples", entries, curation, reasons)
 
 
 def _rendered(path: Path, decisions: dict[str, Decision]) -> Entry:
-    try:
-        meta = json.loads(path.read_bytes())
-        is_described = meta["key"] == path.stem
-    except (ValueError, KeyError, TypeError):
-        is_described = False
-    if not is_described:
-        raise InputError("not the description of a sample", where=path)
-    picture = path.with_name(f"{path.stem}.bundle.png")
-    return Entry(path.stem, meta, decisions.get(path.stem), picture.read_bytes)
-
-
-def _quarantine(folder: Path) -> Counter[str]:
-    path = folder / _QUARANTINE_NAME
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return Counter(str(json.loads(line)["reason"]) for line in lines)
+    meta, key = read_description(path), path.stem
+    return Entry(key, meta, decisions.get(key), picture_of(path).read_bytes)
 
 
 def _shards(folder: Place) -> DataSet:

@@ -23,6 +23,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.progress import track
 from kiss3d_train.data.curation import accepted_only
+from kiss3d_train.data.descriptions import picture_of, read_description, require_descriptions
 from kiss3d_train.data.shards.index import (
     INDEX_NAME,
     ImageFormat,
@@ -149,20 +150,11 @@ def _appearing(target: Folder) -> Iterator[Folder]:
 def rendered_samples(folder: Path) -> list[dict[str, Any]]:
     """The descriptions of all whole samples, ordered by the hash of their key."""
     samples = []
-    # Hidden files were being written when a render job was killed.
-    for path in folder.glob("[!.]*.json"):
-        try:
-            meta = json.loads(path.read_bytes())
-            complete = meta["key"] == path.stem and isinstance(meta["tile"], int)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError("not the description of a sample", where=path) from error
-        if not complete or not (folder / f"{path.stem}.bundle.png").is_file():
+    for path in require_descriptions(folder):
+        meta = read_description(path)
+        if not isinstance(meta.get("tile"), int) or not picture_of(path).is_file():
             raise InputError("the sample is incomplete", where=path, fix="render it again")
         samples.append(meta)
-    if not samples:
-        raise InputError(
-            "no rendered samples in the folder", where=folder, fix="run 'kiss3d data render' first"
-        )
     return sorted(samples, key=lambda meta: _key_hash(meta["key"]))
 
 
@@ -206,7 +198,7 @@ Encoded = tuple[str, dict[str, bytes]]
 
 
 def _encoded(folder: Path, image_format: ImageFormat, meta: dict[str, Any]) -> Encoded:
-    path = folder / f"{meta['key']}.bundle.png"
+    path = picture_of(folder / f"{meta['key']}.json")
     data = path.read_bytes()
     if sha256_of(data) != meta["bundle_sha256"]:
         raise InputError("the image is not the one described", where=path, fix="render it again")
