@@ -13,6 +13,7 @@ from kiss3d_train.data.curation.filters import Finding, SampleFilter
 from kiss3d_train.data.curation.record import CURATION_NAME, FORMAT, Curation, Decision
 from kiss3d_train.data.curation.sample import Sample, read_samples
 from kiss3d_train.data.curation.subsets import chosen
+from kiss3d_train.data.descriptions import require_descriptions
 
 
 def curate(folder: Path, config: CurationConfig | None = None) -> Curation:
@@ -25,6 +26,7 @@ def curate(folder: Path, config: CurationConfig | None = None) -> Curation:
         InputError: there are no samples, they have no figures, or another job works here.
     """
     config = config or CurationConfig()
+    require_descriptions(folder)  # before the lock, which would make a folder that is not there
     with locked(folder):
         samples = read_samples(folder)
         curation = decide(samples, config)

@@ -122,6 +122,15 @@ def test_a_curation_of_other_samples_is_out_of_date(
     write_shards(folder, tmp_path / "out")
 
 
+def test_a_folder_without_samples_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder in (empty, tmp_path / "missing"):
+        with pytest.raises(InputError, match="no rendered samples in the folder"):
+            curate(folder)
+    assert list(tmp_path.rglob("*")) == [empty]
+
+
 def test_an_interrupted_curation_leaves_the_last_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
