@@ -40,7 +40,7 @@ from kiss3d_train.data.shards import (
     Split,
     decode_sample,
 )
-from kiss3d_train.data.shards.reader import read_members
+from kiss3d_train.data.shards.reader import description_in, read_members
 from kiss3d_train.data.shards.writer import add_sample
 from kiss3d_train.data.storage import Folder, LocalFolder, Place, absolute, folder_at
 from kiss3d_train.data.tile import check_tile
@@ -181,7 +181,7 @@ class ShardEncoder:
         with self._reader.folder.fetched(shard.name) as path:
             samples = self._samples(shard, path)
             if self._has_latents(shard):
-                self._embed_missing(caption for _, _, caption in samples)
+                self._embed_missing(description_in(*sample)["caption"] for sample in samples)
             else:
                 self._encode_pictures(shard, samples)
         return len(shard.samples)
@@ -193,28 +193,27 @@ class ShardEncoder:
             return False
         return True
 
-    def _samples(self, shard: IndexedShard, path: Path) -> Iterator[tuple[str, Bundle, str]]:
-        """Key, bundle and caption of a shard's samples."""
+    def _samples(self, shard: IndexedShard, path: Path) -> Iterator[tuple[dict[str, bytes], str]]:
+        """Members and place of a shard's samples."""
         folder = LocalFolder(path.parent)
         for indexed in shard.samples:
-            members = read_members(folder, path.name, indexed)
-            bundle, meta = decode_sample(members, where=f"{shard.name}:{indexed.key}")
-            yield indexed.key, bundle, str(meta.get("caption") or "")
+            yield read_members(folder, path.name, indexed), f"{shard.name}:{indexed.key}"
 
     def _encode_pictures(
-        self, shard: IndexedShard, samples: Iterator[tuple[str, Bundle, str]]
+        self, shard: IndexedShard, samples: Iterator[tuple[dict[str, bytes], str]]
     ) -> None:
         layout = self._reader.index.layout
         bare, captions = _digest("", layout), {""}
         indexed: list[IndexedSample] = []
         with self._folder.writing(tar_of(shard)) as aside:
             with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for key, bundle, caption in samples:
-                    captions.add(caption)
+                for known, sample in zip(shard.samples, samples, strict=True):
+                    bundle, meta = decode_sample(*sample)
+                    captions.add(caption := meta["caption"])
                     pair = PromptPair(full=_digest(caption, layout), bare=bare)
                     latent = encode_image(self._pipeline, bundle)
                     payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
-                    indexed.append(add_sample(tar, key, payload))
+                    indexed.append(add_sample(tar, known.key, payload))
             size = aside.stat().st_size
         digests = self._embed_missing(captions)
         record = LatentShard(size=size, samples=tuple(indexed), prompts=tuple(sorted(digests)))

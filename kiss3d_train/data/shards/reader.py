@@ -71,7 +71,7 @@ class ShardReader:
         Raises:
             InputError: its bytes are not those that were indexed, or it has no caption.
         """
-        return _description(self.read(split, index), self.key(split, index))
+        return description_in(self.read(split, index), self.key(split, index))
 
 
 def read_members(folder: Folder, tar: str, sample: IndexedSample) -> dict[str, bytes]:
@@ -123,10 +123,11 @@ def decode_sample(members: dict[str, bytes], where: object = None) -> tuple[Bund
         bundle = load_bundle(images[0])
     except InputError as error:
         raise InputError(error.what, where=where, fix=MAKE_AGAIN) from error
-    return bundle, _description(members, where)
+    return bundle, description_in(members, where)
 
 
-def _description(members: dict[str, bytes], where: object) -> dict[str, Any]:
+def description_in(members: dict[str, bytes], where: object = None) -> dict[str, Any]:
+    """A sample's description alone, of the same arguments and with the same errors."""
     try:
         meta = json.loads(members.get("json", b""))
     except ValueError:
