@@ -17,7 +17,7 @@ from kiss3d_infer.files import sha256_of
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.item import MeshItem, make_key
-from kiss3d_train.data.sources.references import referenced_files
+from kiss3d_train.data.sources.references import checksums
 from kiss3d_train.data.sources.sweethome import SweetHomeSource
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
@@ -89,8 +89,9 @@ class FolderSource:
             return found[0].fingerprint(found[1])
         path = self.folder / item.locator
         sidecar = path.with_suffix(".json")
-        digests = [sha256_of(path), sha256_of(sidecar) if sidecar.is_file() else ""]
-        return sha256_of(json.dumps([*digests, *referenced_files(path)]).encode())
+        own, referred = checksums(path)
+        said = sha256_of(sidecar) if sidecar.is_file() else ""
+        return sha256_of(json.dumps([own, said, *referred]).encode())
 
     def load(self, item: MeshItem) -> Mesh:
         """Read the item's mesh."""

@@ -20,17 +20,20 @@ _PATTERNS = {
 """What `load_mesh` follows; a name goes to the end of its line, and may hold spaces."""
 
 
-def referenced_files(mesh: Path) -> Iterator[tuple[str, str]]:
-    """Name and SHA-256 of each file that a mesh file refers to, its materials' textures included.
+def checksums(mesh: Path) -> tuple[str, list[tuple[str, str]]]:
+    """SHA-256 of a mesh file; name and SHA-256 of each file it refers to, textures included.
 
     The checksum of a file that is missing, or that `load_mesh` would not follow, is empty.
     """
     if mesh.stat().st_size > DEFAULT_LIMITS.num_bytes:
-        return  # not read either
+        return sha256_of(mesh), []  # `load_mesh` reads none of it either
     from trimesh.resolvers import FilePathResolver
 
-    for name, data in follow(mesh.suffix, mesh.read_bytes(), FilePathResolver(str(mesh)).get):
-        yield name, "" if data is None else sha256_of(data)
+    data = mesh.read_bytes()
+    followed = follow(mesh.suffix, data, FilePathResolver(str(mesh)).get)
+    return sha256_of(data), [
+        (name, "" if found is None else sha256_of(found)) for name, found in followed
+    ]
 
 
 def follow(
