@@ -1,6 +1,6 @@
 """A mesh made ready for drawing on a device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,12 +75,17 @@ class Paint:
     pictures: Textures | None
 
     @classmethod
-    def of(cls, factors: Tensor, pictures: Sequence[Tensor | None]) -> "Paint":
-        """Pack the pictures, [h, w, C] each; materials may share one."""
+    def of(
+        cls,
+        factors: Tensor,
+        pictures: Sequence[Tensor | None],
+        prepared: Callable[[Tensor], Tensor],
+    ) -> "Paint":
+        """Pack what is made of the pictures, [h, w, C] each; materials may share one."""
         distinct = {id(picture): picture for picture in pictures if picture is not None}
         places = {key: place for place, key in enumerate(distinct)}
         index = torch.tensor([places.get(id(picture), -1) for picture in pictures])
-        packed = Textures.of(list(distinct.values())) if distinct else None
+        packed = Textures.of([prepared(p) for p in distinct.values()]) if distinct else None
         return cls(factors, index.to(factors.device), packed)
 
     def at(self, material: Tensor, uv: Tensor) -> Tensor:
@@ -148,18 +153,16 @@ class Surface:
 
 def _colors(materials: Sequence[Material], widest: int, device: torch.device | str) -> Paint:
     factors = to_linear(torch.tensor([m.base_color for m in materials])).to(device)
-    distinct = {id(m.texture): m.texture for m in materials if m.texture is not None}
-    linear = {key: _halved(to_linear(t.to(device)), widest) for key, t in distinct.items()}
-    return Paint.of(factors, [linear.get(id(m.texture)) for m in materials])
+    pictures = [m.texture for m in materials]
+    return Paint.of(factors, pictures, lambda p: _halved(to_linear(p.to(device)), widest))
 
 
 def _gloss(materials: Sequence[Material], widest: int, device: torch.device | str) -> Paint | None:
     if all(material.is_matt for material in materials):
         return None
     factors = torch.tensor([(1.0, m.roughness, m.metallic) for m in materials]).to(device)
-    distinct = {id(m.gloss_map): m.gloss_map for m in materials if m.gloss_map is not None}
-    halved = {key: _halved(t.to(device), widest) for key, t in distinct.items()}
-    return Paint.of(factors, [halved.get(id(m.gloss_map)) for m in materials])
+    pictures = [m.gloss_map for m in materials]
+    return Paint.of(factors, pictures, lambda p: _halved(p.to(device), widest))
 
 
 def _halved(picture: Tensor, widest: int) -> Tensor:
