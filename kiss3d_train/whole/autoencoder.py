@@ -40,15 +40,15 @@ class PictureBatch:
 
 
 class WholeVae(nn.Module):
-    """An `AutoencoderKL` from pictures to pictures in one forward pass, as DDP needs it."""
+    """An `AutoencoderKL` from pictures to pictures in one forward pass, as DDP needs it.
 
-    def __init__(self, vae: Any, *, compiled: bool) -> None:
+    It is not compiled: torch's inductor (2.13, on a CPU) gave a decoder whose outputs were right
+    and whose gradients were zero before the last upsampling.
+    """
+
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae.to(memory_format=torch.channels_last)
-        if compiled:
-            # In place, so that names stay. Tiles and whole bundles are two shapes, each compiled.
-            vae.encoder.compile(dynamic=False)
-            vae.decoder.compile(dynamic=False)
 
     def forward(
         self, images_B3HW: Tensor, noise_Bchw: Tensor | None

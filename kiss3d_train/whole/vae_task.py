@@ -18,7 +18,6 @@ from kiss3d_train.whole.calibrate import calibrate
 from kiss3d_train.whole.export import write_base
 from kiss3d_train.whole.order import EpochOrder
 from kiss3d_train.whole.pictures import ShowFn, read_pictures, resident
-from kiss3d_train.whole.task import compiles
 from kiss3d_train.whole.tiles import TileStream, joined
 
 _MEASURED_TILES = 1024
@@ -40,7 +39,7 @@ class VaeTask:
         self._rows = reader.index.layout.rows
         torch.backends.cudnn.benchmark = True  # the same few shapes, thousands of times
         vae = load_base(config.base.path, dtype="float32", parts=("vae",)).vae.to(device)
-        self.model: nn.Module = WholeVae(vae, compiled=compiles(config.engine.compile, device))
+        self.model: nn.Module = WholeVae(vae)
         threads, held_out = config.data.readers, config.validation.samples
         pictures = read_pictures(reader, "train", threads=threads, show=show)
         self._tiles = resident(pictures.tiles_NRV3TT, device)

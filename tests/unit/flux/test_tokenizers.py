@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from kiss3d_infer.flux.prompt import t5_prompt
@@ -35,6 +37,16 @@ def test_unknown_words_fall_back_on_pieces_and_lose_nothing(clip, t5):
 
 def test_the_prefix_leaves_room_for_a_caption(t5):
     assert len(t5(t5_prompt("")).input_ids) <= 20
+
+
+def test_words_of_a_toys_caption_are_whole(t5):
+    from kiss3d_train.data.sources.toybox import make
+
+    captions = [make(number).caption for number in range(120)]
+    words = {word for caption in captions for word in re.findall("[a-z]+", caption)}
+    assert words <= set(WORDS)
+    prompts = [t5_prompt(caption) for caption in captions]
+    assert max(len(t5(prompt).input_ids) for prompt in prompts) <= 64
 
 
 def test_the_same_words_give_the_same_vocabulary(clip, t5):

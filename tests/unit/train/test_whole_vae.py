@@ -92,7 +92,7 @@ def test_the_base_is_whole_and_only_the_vae_is_new(
 def test_calibrating_leaves_pictures_and_posteriors_as_they_are(base: Path) -> None:
     vae = load_base(base, dtype="float32", parts=("vae",)).vae
     pictures = torch.randint(256, (8, 3, TILE, TILE), dtype=torch.uint8)
-    model = WholeVae(vae, compiled=False)
+    model = WholeVae(vae)
     images = pictures.float() / 127.5 - 1
     with torch.no_grad():
         before, mean, logvar = model(images, None)
