@@ -1,0 +1,126 @@
+"""Measure what kiss3d-mini draws on held-out prompts, beside exact renders of the same objects.
+
+    python -m benchmarks.mini --prompts 200 --out benchmarks/results/mini.json
+    python -m benchmarks.mini --model DIR --adapter DIR --out results.json --set cfg_scale=2
+
+Writes the results as it goes; the same command goes on where it was stopped. The drawn bundles and
+a contact sheet, exact renders above drawings, lie beside the results in a folder of their name.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.mini import classifier
+from benchmarks.mini.cost import commands_cost
+from benchmarks.mini.held_out import CLASSIFIER_SEED, PROMPTS_SEED, HeldOut, held_out
+from benchmarks.mini.results import Results
+from benchmarks.mini.samples import Judges, Model, Row, drawn_file, measured
+from kiss3d_infer import mini
+from kiss3d_infer.bundle import load_bundle
+from kiss3d_infer.config import load_config
+from kiss3d_infer.evaluate import bundle_psnr
+from kiss3d_infer.files import writing
+from kiss3d_infer.flux.base import base_identity
+from kiss3d_infer.flux.lora import lora_identity
+from kiss3d_infer.flux.models import Drawing, choose_model
+from kiss3d_infer.progress import track
+from kiss3d_infer.scene.pictures import contact_sheet
+
+_PER_CLASS, _CHECKED_PER_CLASS = 16, 5
+"""Exact bundles of each class that the judges learn from, and that they are checked on."""
+_COMPARED, _TIMED, _SHOWN = 20, 3, 24
+"""Prompts drawn by the reference too; those that commands are timed on; those on the sheet."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    given = _parsed(arguments)
+    chosen = choose_model(given.model, given.adapter)
+    if chosen.lora is None:
+        raise SystemExit("give --adapter, the bundle LoRA of this model")
+    drawing = load_config(Drawing, given.drawing, given.set).config
+    setup = _setup(chosen.base, chosen.lora, drawing)
+    results, folder = Results(given.out, setup), given.out.with_suffix("")
+    things = list(held_out(given.prompts))
+    results.note("bytes", {"base": _num_bytes(chosen.base), "adapter": _num_bytes(chosen.lora)})
+    model = Model.load(chosen.base, chosen.lora, drawing)
+    _measure_prompts(things, model, results, folder)
+    compared = things[:_COMPARED]
+    if given.reference and len(results.noted("packed") or ()) < len(compared):
+        reference = Model.load(given.reference, chosen.lora, drawing)
+        results.note("packed", _compared(compared, reference, folder))
+    if not results.noted("cost"):
+        prompts = [thing.caption for thing in things[:_TIMED]]
+        results.note("cost", commands_cost(chosen.base, chosen.lora, drawing, prompts))
+    _draw_sheet(things[:_SHOWN], drawing.tile, folder)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=mini.NAME, help="base; default: the packaged one")
+    parser.add_argument("--adapter", type=Path, help="its bundle LoRA; default: the packaged one")
+    parser.add_argument("--prompts", type=int, default=200, help="how many")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument(
+        "--drawing",
+        type=Path,
+        default=mini.FOLDER / "mini.json",
+        help="tile, steps and guidance; default: the packaged model's",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], help="override one of these: --set steps=12"
+    )
+    parser.add_argument(
+        "--reference", type=Path, help="the base that --model was packed from, to compare with"
+    )
+    return parser.parse_args(arguments)
+
+
+def _setup(base: Path, lora: Path, drawing: Drawing) -> Row:
+    return {
+        "base": base_identity(base),
+        "adapter": lora_identity(lora),
+        "drawing": drawing.model_dump(),
+        "prompts": f"toybox:N?seed={PROMPTS_SEED}",
+        "judges": f"toybox:{_PER_CLASS} of each class?seed={CLASSIFIER_SEED}",
+    }
+
+
+def _measure_prompts(things: list[HeldOut], model: Model, results: Results, folder: Path) -> None:
+    left = things[len(results.rows) :]
+    if not left:
+        return
+    judges = Judges.trained(*classifier.training_set(_PER_CLASS))
+    if not results.noted("judges"):
+        results.note("judges", judges.accuracy(*classifier.check_set(_CHECKED_PER_CLASS)))
+    for thing in track(left, "measuring prompts"):
+        results.add(measured(thing, model, judges, folder))
+
+
+def _num_bytes(path: Path) -> int:
+    """Of a file, or of what lies in a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def _compared(things: list[HeldOut], reference: Model, folder: Path) -> list[Row]:
+    """PSNR of what was drawn against what the reference draws with the same seeds."""
+    return [
+        {"index": thing.index}
+        | bundle_psnr(load_bundle(drawn_file(folder, thing.index)), reference.draw(thing))
+        for thing in track(things, "drawing with the reference")
+    ]
+
+
+def _draw_sheet(things: list[HeldOut], tile: int, folder: Path, columns: int = 4) -> None:
+    cells = []
+    for first in range(0, len(things), columns):
+        row = things[first : first + columns]
+        cells += [(thing.caption, thing.bundle(tile).image) for thing in row]
+        cells += [("", load_bundle(drawn_file(folder, thing.index)).image) for thing in row]
+    with writing(folder / "sheet.png") as aside:
+        contact_sheet(cells, columns=columns, width=2400).save(aside)
+
+
+if __name__ == "__main__":
+    main()

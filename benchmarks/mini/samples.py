@@ -1,0 +1,138 @@
+"""One prompt: drawn, judged beside the exact bundle, and reconstructed."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.mini import classifier
+from benchmarks.mini.colors import color_match
+from benchmarks.mini.held_out import HeldOut
+from benchmarks.mini.nearest import descriptors, nearest_class
+from kiss3d_infer.bundle import Bundle, BundleLayout, save_bundle, validate
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.evaluate import bundle_psnr, view_agreement
+from kiss3d_infer.flux.base import load_base
+from kiss3d_infer.flux.lora import apply_lora
+from kiss3d_infer.flux.models import Drawing
+from kiss3d_infer.flux.sampling import generate_bundle
+from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+Row = dict[str, Any]
+
+_BUDGET = ReconstructSettings(coarse_steps=80, fine_steps=0, num_faces=5000, texture_size=256)
+_GOOD_IOU = 0.9
+_TOP = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base with its LoRA, and how to draw with them."""
+
+    pipeline: "FluxPipeline"
+    layout: BundleLayout
+    drawing: Drawing
+
+    @classmethod
+    def load(cls, base: Path, lora: Path, drawing: Drawing) -> "Model":
+        """On the CPU, in float32."""
+        pipeline = load_base(base, dtype="float32")
+        return cls(pipeline, apply_lora(pipeline, lora).layout, drawing)
+
+    def draw(self, thing: HeldOut) -> Bundle:
+        """The bundle of its caption; its index is the seed."""
+        return generate_bundle(
+            self.pipeline,
+            thing.caption,
+            layout=self.layout,
+            seed=thing.index,
+            **self.drawing.model_dump(),
+        )
+
+    def encoded_and_decoded(self, bundle: Bundle) -> Bundle:
+        """What the VAE alone makes of a bundle, without the noise of its posterior."""
+        vae = self.pipeline.vae
+        with torch.inference_mode():
+            latents = vae.encode(2 * bundle.image[None] - 1).latent_dist.mode()
+            image = vae.decode(latents).sample[0]
+        return Bundle((image / 2 + 0.5).clamp(0, 1).clone(), bundle.layout)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What knows the classes of exact bundles."""
+
+    network: classifier.Classifier
+    known: Tensor  # [M, D] descriptors
+    classes: Tensor  # [M] of the known
+
+    @classmethod
+    def trained(cls, views: Tensor, classes: Tensor, **options: int) -> "Judges":
+        """On views [N, V, 6, T, T] and classes [N]; for the options see `classifier.train`."""
+        network = classifier.train(views, classes, **options)
+        return cls(network, descriptors(views), classes)
+
+    def accuracy(self, views: Tensor, classes: Tensor) -> dict[str, float]:
+        """Shares of exact bundles whose class each judge tells."""
+        first = classifier.ranking(self.network, views)[:, 0]
+        nearest = nearest_class(views, self.known, self.classes)
+        found = {"class_network": first == classes, "class_nearest": nearest == classes}
+        return {name: float(hits.float().mean()) for name, hits in found.items()}
+
+    def judged(self, bundle: Bundle, thing: HeldOut) -> Row:
+        """Is it what the caption says, and do its views agree?"""
+        views = classifier.views_of(bundle)[None]
+        ranks = classifier.ranking(self.network, views)[0].tolist()
+        nearest = int(nearest_class(views, self.known, self.classes))
+        row: Row = {
+            "class_network": ranks[0] == thing.maker,
+            f"class_network_top{_TOP}": thing.maker in ranks[:_TOP],
+            "class_nearest": nearest == thing.maker,
+        }
+        if thing.color:
+            row |= color_match(bundle, thing.color)
+        return row | view_agreement(bundle) | {"valid": validate(bundle).ok}
+
+
+def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
+    """Everything about one prompt; the drawn bundle is kept in the folder."""
+    truth = thing.bundle(model.drawing.tile)
+    began = time.perf_counter()
+    drawn = model.draw(thing)
+    seconds = time.perf_counter() - began
+    save_bundle(drawn, drawn_file(folder, thing.index))
+    return {
+        "index": thing.index,
+        "caption": thing.caption,
+        "color": thing.color,
+        "drawn": judges.judged(drawn, thing) | {"seconds": seconds},
+        "exact": judges.judged(truth, thing),
+        "vae": bundle_psnr(model.encoded_and_decoded(truth), truth),
+        "mesh": reconstructed(drawn),
+        "exact_mesh": reconstructed(truth),
+    }
+
+
+def drawn_file(folder: Path, index: int) -> Path:
+    """Where a drawn bundle is kept."""
+    return folder / f"{index:04d}.bundle.png"
+
+
+def reconstructed(bundle: Bundle) -> Row:
+    """Does a bundle, if it passes validation, become a mesh that agrees with it?"""
+    began = time.perf_counter()
+    try:
+        if problems := validate(bundle).problems:
+            return {"agrees": False, "problem": problems[0]}
+        made = reconstruct(bundle, _BUDGET)
+    except InputError as error:
+        return {"agrees": False, "problem": error.what}
+    iou = made.measurements["silhouette_iou"]
+    seconds = time.perf_counter() - began
+    return {"agrees": iou >= _GOOD_IOU, "silhouette_iou": iou, "seconds": seconds}
