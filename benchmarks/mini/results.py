@@ -6,10 +6,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write_report
 from benchmarks.mini.samples import Row
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writing
 
 
 class Results:
@@ -51,10 +50,12 @@ class Results:
 
     def write(self) -> None:
         """Write everything; the file is never half written."""
-        report = self._report | {"machine": describe(), "mean": means(self.rows)}
+        report = self._report | {
+            "machine": describe("diffusers", "transformers"),
+            "mean": means(self.rows),
+        }
         report["rows"] = report.pop("rows")  # last, so that the means are seen first
-        with writing(self.path) as aside:
-            aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(report, "mini", self.path)
 
 
 def means(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
