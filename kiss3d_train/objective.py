@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kiss3d_train.config import ObjectiveSection
 
+T = TypeVar("T", float, Tensor)
 _FLUX_SHIFT = ((256, 0.5), (4096, 1.15))
 """Image tokens and the shift mu for them (FLUX.1's scheduler configuration)."""
 
@@ -108,8 +109,11 @@ def shift_mu(objective: ObjectiveSection, num_tokens: int) -> float | None:
     return least + (most - least) / (many - few) * (num_tokens - few)
 
 
-def shifted(timestep: float, mu: float | None) -> float:
-    """Noise level sigma = e^mu / (e^mu + 1/t - 1): more tokens need more noise (SD3, 5.3.2)."""
+def shifted(timestep: T, mu: float | None) -> T:
+    """Noise level sigma = e^mu / (e^mu + 1/t - 1): more tokens need more noise (SD3, 5.3.2).
+
+    Of a timestep, or of many in a tensor.
+    """
     if mu is None:
         return timestep
     # Written without 1/t, which overflows for the smallest timesteps.
@@ -129,10 +133,10 @@ def weighted(loss_B: Tensor, sigma_B: Tensor, objective: ObjectiveSection) -> Te
 
 
 def pack(latent_chw: Tensor) -> Tensor:
-    """[c, h, w] -> [h/2 * w/2, 4c]: each token is a 2 x 2 patch, channel-major, rows first."""
-    c, h, w = latent_chw.shape
-    patches = latent_chw.reshape(c, h // 2, 2, w // 2, 2).permute(1, 3, 0, 2, 4)
-    return patches.reshape((h // 2) * (w // 2), 4 * c)
+    """[..., c, h, w] -> [..., h/2 * w/2, 4c]: tokens of 2 x 2, channel-major, rows first."""
+    *outer, c, h, w = latent_chw.shape
+    patches = latent_chw.reshape(-1, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(*outer, (h // 2) * (w // 2), 4 * c)
 
 
 def image_ids(grid: tuple[int, int], device: torch.device) -> Tensor:

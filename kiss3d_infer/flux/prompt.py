@@ -11,6 +11,18 @@ from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
+_VIEWS = (
+    "front",
+    "front right",
+    "right",
+    "back right",
+    "back",
+    "back left",
+    "left",
+    "front left",
+)
+"""By azimuth, in steps of 45 degrees."""
+
 
 def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:
     """The sentences that ask for a bundle; the published weights were trained with them.
@@ -33,6 +45,22 @@ def clip_prompt(layout: BundleLayout = PUBLISHED) -> str:
 def t5_prompt(caption: str, layout: BundleLayout = PUBLISHED) -> str:
     """What T5 reads: the prefix, then the caption; an empty caption leaves the prefix."""
     return f"{bundle_prefix(layout)} {caption.strip()}".strip()
+
+
+def view_clip_prompt() -> str:
+    """What CLIP reads where a single view is drawn."""
+    return "A single view of an object. White background."
+
+
+def view_t5_prompt(caption: str, azimuth: float) -> str:
+    """What T5 reads where a single view is drawn: "a red sofa, front view".
+
+    Args:
+        caption: of the object; an empty one leaves the view alone.
+        azimuth: of the camera in degrees; 0 is the front, 90 the right view (+X).
+    """
+    view = f"{_VIEWS[round(azimuth / 45) % len(_VIEWS)]} view"
+    return f"{caption.strip()}, {view}" if caption.strip() else view
 
 
 def t5_length(pipeline: "FluxPipeline") -> int:

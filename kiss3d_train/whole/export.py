@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import explaining_full_disk
 from kiss3d_infer.flux.base import quiet_libraries
+from kiss3d_train.config import Part
 
 
 def require_folder(base: Path) -> None:
@@ -27,7 +29,14 @@ def require_folder(base: Path) -> None:
         )
 
 
-def write_base(source: Path, parts: Mapping[str, Any], save_dtype: str, out: Path) -> None:
+@torch.no_grad()
+def load_weights(network: nn.Module, part: str, weights: Mapping[str, Tensor]) -> None:
+    """Take over trained weights, whose names begin with the part's."""
+    for name, parameter in network.named_parameters():
+        parameter.copy_(weights[f"{part}.{name}"])
+
+
+def write_base(source: Path, parts: Mapping[Part, Any], save_dtype: str, out: Path) -> None:
     """Copy a base with some of its parts replaced; an earlier `out` is replaced at the end.
 
     Args:

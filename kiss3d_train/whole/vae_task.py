@@ -15,7 +15,7 @@ from kiss3d_train.loop import Batches
 from kiss3d_train.validation import shares
 from kiss3d_train.whole.autoencoder import PictureBatch, WholeVae, psnr, vae_losses
 from kiss3d_train.whole.calibrate import calibrate
-from kiss3d_train.whole.export import write_base
+from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.order import EpochOrder
 from kiss3d_train.whole.pictures import ShowFn, read_pictures, resident
 from kiss3d_train.whole.tiles import TileStream, joined
@@ -87,7 +87,7 @@ class VaeTask:
         """See `Task.export`; the latents get unit deviation by channel (`calibrate`)."""
         base = self._config.base.path
         vae = load_base(base, dtype="float32", parts=("vae",)).vae
-        vae.load_state_dict({name.removeprefix("vae."): w for name, w in weights.items()})
+        load_weights(vae, "vae", weights)
         vae.to(self._device)
         tiles = self._tiles.flatten(0, 2)
         order = EpochOrder(len(tiles), f"{self._config.run.seed}/measured", tiles.device)

@@ -17,6 +17,7 @@ from kiss3d_train.whole.export import require_folder
 from kiss3d_train.whole.pictures import ShowFn
 from kiss3d_train.whole.task import Task
 from kiss3d_train.whole.vae_task import VaeTask
+from kiss3d_train.whole.view_task import ViewTask
 from kiss3d_train.worker import Job, Outcome, device_of, peak_memory, restore, save
 
 
@@ -59,7 +60,8 @@ def _open_task(job: Job, device: torch.device, show: ShowFn | None) -> Task:
     if full is None:
         raise ValueError("this recipe trains an adapter")
     require_folder(config.base.path)
-    return VaeTask(config, full, ShardReader(config.data.shards), device, show)
+    kind = VaeTask if full.is_vae else ViewTask
+    return kind(config, full, ShardReader(config.data.shards), device, show)
 
 
 def _export(task: Task, engine: Engine, average: WeightAverage | None, out: Path) -> None:

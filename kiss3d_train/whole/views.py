@@ -1,0 +1,186 @@
+"""Single views with their prompts: encoded once, held on the device, handed out in batches.
+
+Shape legend: O objects, V views, N image tokens, C channels of a packed token, L text tokens,
+B samples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.flux.prompt import t5_length, view_t5_prompt
+from kiss3d_train.config import ObjectiveSection, TrainConfig
+from kiss3d_train.objective import pack, shift_mu, shifted
+from kiss3d_train.whole.autoencoder import to_model
+from kiss3d_train.whole.order import EpochOrder, seeded
+from kiss3d_train.whole.pictures import Pictures
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+_TILES_PER_PASS = 256
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Samples ready for the model; everything random about them is already drawn.
+
+    Attributes:
+        x0_BNC: packed, scaled latents, float32.
+        noise_BNC: standard normal, float32.
+        sigma_B: noise level in (0, 1), float32.
+        tokens_BL: T5 tokens of the prompts.
+        grid: rows and columns of image tokens.
+    """
+
+    x0_BNC: Tensor
+    noise_BNC: Tensor
+    sigma_B: Tensor
+    tokens_BL: Tensor
+    grid: tuple[int, int]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def split(self, size: int) -> list[Self]:
+        """The batch in pieces of `size` samples."""
+        starts = range(0, len(self.sigma_B), size)
+        return [self._mapped(itemgetter(slice(start, start + size))) for start in starts]
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
+        return replace(
+            self,
+            x0_BNC=function(self.x0_BNC),
+            noise_BNC=function(self.noise_BNC),
+            sigma_B=function(self.sigma_B),
+            tokens_BL=function(self.tokens_BL),
+        )
+
+
+@dataclass(frozen=True)
+class Views:
+    """All views of some objects, on a device.
+
+    Attributes:
+        latents_OVNC: packed means of the scaled latents, float16.
+        tokens_OVL: T5 tokens of each view's prompt.
+        bare_VL: those of the prompts without a caption.
+        grid: rows and columns of image tokens.
+    """
+
+    latents_OVNC: Tensor
+    tokens_OVL: Tensor
+    bare_VL: Tensor
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.latents_OVNC.shape[0] * self.latents_OVNC.shape[1]
+
+    def batch(self, index_B: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> ViewBatch:
+        """Views by their number over all objects, with noise and noise levels."""
+        latents, tokens = self.latents_OVNC.flatten(0, 1), self.tokens_OVL.flatten(0, 1)
+        x0_BNC = latents[index_B].float()
+        return ViewBatch(x0_BNC, noise_BNC, sigma_B, tokens[index_B], self.grid)
+
+    def bare_tokens(self, index_B: Tensor) -> Tensor:
+        """Tokens [B, L] of these views' prompts without a caption."""
+        return self.bare_VL[index_B % len(self.bare_VL)]
+
+
+@torch.no_grad()
+def encode_views(
+    pipeline: "FluxPipeline", pictures: Pictures, layout: BundleLayout, device: torch.device
+) -> Views:
+    """Encode every RGB tile by itself, and tokenize its prompt.
+
+    Args:
+        pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
+        pictures: the row of RGB views alone.
+        layout: of the bundles.
+        device: where the result goes.
+    """
+    vae = pipeline.vae
+    means = [
+        vae.encode(to_model(tiles.to(device))).latent_dist.mean
+        for tiles in torch.split(pictures.tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
+    ]
+    scaled = [
+        pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).half()
+        for mean in means
+    ]
+    height, width = means[0].shape[-2:]
+    return Views(
+        latents_OVNC=torch.cat(scaled).reshape(
+            len(pictures), layout.num_views, *scaled[0].shape[1:]
+        ),
+        tokens_OVL=_tokens(pipeline, pictures.captions, layout).to(device),
+        bare_VL=_tokens(pipeline, [""], layout)[0].to(device),
+        grid=(height // 2, width // 2),
+    )
+
+
+def _tokens(pipeline: "FluxPipeline", captions: Sequence[str], layout: BundleLayout) -> Tensor:
+    """[O, V, L], as `FluxPipeline.encode_prompt` makes them."""
+    tokens: Tensor = pipeline.tokenizer_2(
+        [view_t5_prompt(caption, azimuth) for caption in captions for azimuth in layout.azimuths],
+        padding="max_length",
+        max_length=t5_length(pipeline),
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return tokens.reshape(len(captions), layout.num_views, -1)
+
+
+class ViewStream:
+    """This worker's share of each global batch.
+
+    Which views come, their noise, timesteps and dropped captions are functions of (seed, step),
+    drawn on the device for the whole global batch, of which each worker takes its share; so they do
+    not depend on the number of workers. They do depend on the device: the CPU's generator and a
+    GPU's give different numbers for one seed.
+    """
+
+    num_skipped = 0
+
+    def __init__(self, views: Views, config: TrainConfig, rank: int, world_size: int) -> None:
+        self._views, self._config = views, config
+        self._rank, self._world_size = rank, world_size
+        device = views.latents_OVNC.device
+        self._order = EpochOrder(len(views), f"{config.run.seed}/views", device)
+
+    def micro_batches(self, step: int) -> list[ViewBatch]:
+        """The batches to accumulate in optimizer step `step`, counted from 0."""
+        config, views = self._config, self._views
+        total, micro = config.data.global_batch, config.scaling.micro_batch
+        share = total // self._world_size
+        own = slice(self._rank * share, (self._rank + 1) * share)
+        generator = seeded(f"{config.run.seed}/draws/{step}", views.latents_OVNC.device)
+        shape = (total, *views.latents_OVNC.shape[2:])
+        # The noise comes first, so that the recipe has no influence on it.
+        noise_BNC = torch.randn(shape, generator=generator, device=generator.device)[own]
+        is_dropped_B = _uniform(total, generator)[own] < config.objective.caption_dropout
+        timestep_B = draw_timesteps(config.objective, total, generator)[own]
+        sigma_B = shifted(timestep_B, shift_mu(config.objective, shape[1]))
+        index_B = self._order.at(step * total + own.start, share)
+        batch = views.batch(index_B, noise_BNC, sigma_B)
+        bare_BL = views.bare_tokens(index_B)
+        tokens_BL = torch.where(is_dropped_B[:, None], bare_BL, batch.tokens_BL)
+        return replace(batch, tokens_BL=tokens_BL).split(micro)
+
+
+def draw_timesteps(objective: ObjectiveSection, count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [count] in (0, 1), distributed as the recipe says."""
+    if objective.timesteps == "uniform":
+        return _uniform(count, generator)
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return torch.sigmoid(objective.logit_mean + objective.logit_std * normal)
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device)
