@@ -106,6 +106,22 @@ def test_calibrating_leaves_pictures_and_posteriors_as_they_are(base: Path) -> N
     assert torch.allclose(ratio, (0.5 * folded_logvar).exp() / folded.reshape(shape), rtol=1e-4)
 
 
+def test_in_half_precision_it_learns_nearly_the_same(base: Path) -> None:
+    pictures = torch.stack([bundle_of(n).image[:, :TILE, :TILE] for n in range(8)])
+    noise = torch.randn(8, 4, TILE // 8, TILE // 8, generator=torch.Generator().manual_seed(0))
+    batch = PictureBatch(pictures.mul(255).round().byte(), noise)
+
+    def gradients(is_half: bool) -> torch.Tensor:
+        model = WholeVae(load_base(base, dtype="float32", parts=("vae",)).vae)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            losses = vae_losses(model, batch, 1e-4)
+        assert losses.dtype == torch.float32
+        losses.mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    assert torch.cosine_similarity(gradients(False), gradients(True), dim=0) > 0.98
+
+
 def tiny_recipe(*more: str) -> TrainConfig:
     overrides = [*overrides_of(Path("unused"), Path("unused"), Path("unused")), *more]
     return load_config(TrainConfig, RECIPES / RECIPE, overrides).config
