@@ -25,18 +25,20 @@ class PictureBatch:
 
     Attributes:
         images_B3HW: uint8 sRGB.
-        noise_Bchw: standard normal, for the sample of the posterior.
+        noise_Bchw: standard normal, for the sample of the posterior; None for its mean.
     """
 
     images_B3HW: Tensor
-    noise_Bchw: Tensor
+    noise_Bchw: Tensor | None
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; copies from pinned memory do not wait."""
         return replace(
             self,
             images_B3HW=self.images_B3HW.to(device, non_blocking=True),
-            noise_Bchw=self.noise_Bchw.to(device, non_blocking=True),
+            noise_Bchw=(
+                None if self.noise_Bchw is None else self.noise_Bchw.to(device, non_blocking=True)
+            ),
         )
 
 

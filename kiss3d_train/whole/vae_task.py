@@ -61,27 +61,30 @@ class VaeTask:
         return vae_losses(model, batch, self._full.kl_weight)
 
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Mean PSNR in dB of held-out tiles, in all and by row, and of the bundles that they make.
+        """The loss of held-out tiles, and mean PSNR in dB: of them, by row, and of whole bundles.
 
-        Collective.
+        All of it from the posterior's mean. Collective.
         """
         num, num_rows, num_views = self._held_out.shape[:3]
         per_pass = self._config.scaling.micro_batch // (num_rows * num_views)
-        # By row, then of bundles; and how many bundles.
-        sums = torch.zeros(num_rows + 2, device=self._device)
+        # PSNR by row and of bundles, the loss, and how many bundles.
+        sums = torch.zeros(num_rows + 3, device=self._device)
         for chunk, counted in shares(range(num), per_pass):
             bundles = self._held_out[chunk]
-            of_tiles = engine.losses(psnr, bundles.flatten(0, 2))
+            tiles = bundles.flatten(0, 2)
+            of_tiles = engine.losses(psnr, tiles)
             by_row = of_tiles.reshape(per_pass, num_rows, num_views).mean(dim=2)[:counted]
+            losses = engine.losses(self.losses, PictureBatch(tiles, None)).reshape(per_pass, -1)
             of_bundles = engine.losses(psnr, joined(bundles))[:counted]
             sums[:num_rows] += by_row.sum(dim=0)
             sums[num_rows] += of_bundles.sum()
+            sums[-2] += losses[:counted].mean(dim=1).sum()
             sums[-1] += counted
         dist.all_reduce(sums)
-        *by_row_means, of_bundles_mean = (sums[:-1] / sums[-1]).tolist()
+        *by_row_means, of_bundles_mean, loss = (sums[:-1] / sums[-1]).tolist()
         rows = {f"val/psnr_{n}": db for n, db in zip(self._rows, by_row_means, strict=True)}
         mean = sum(by_row_means) / num_rows
-        return {"val/psnr": mean, **rows, "val/psnr_bundle": of_bundles_mean}
+        return {"val/loss": loss, "val/psnr": mean, **rows, "val/psnr_bundle": of_bundles_mean}
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
         """See `Task.export`; the latents get unit deviation by channel (`calibrate`)."""

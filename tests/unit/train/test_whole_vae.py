@@ -55,6 +55,7 @@ def test_it_learns_and_is_measured(straight: tuple[Path, Outcome, Records]) -> N
     assert last["val/psnr"] > records.metrics[3]["val/psnr"]
     assert last["val/psnr"] == pytest.approx((last["val/psnr_rgb"] + last["val/psnr_normal"]) / 2)
     assert last["val/psnr_bundle"] > 0
+    assert 0 < last["val/loss"] < records.metrics[3]["val/loss"]
 
 
 def test_a_killed_run_ends_as_a_straight_one_bitwise(
@@ -142,6 +143,7 @@ def test_two_workers_see_what_one_sees(shards: Path) -> None:
         assert len(expected) == len(found) == 2
         for a, b in zip(expected, found, strict=True):
             assert torch.equal(a.images_B3HW, b.images_B3HW)
+            assert a.noise_Bchw is not None and b.noise_Bchw is not None
             assert torch.equal(a.noise_Bchw, b.noise_Bchw)
 
 
