@@ -93,7 +93,10 @@ def _measure_prompts(things: list[HeldOut], model: Model, results: Results, fold
         return
     judges = Judges.trained(*classifier.training_set(_PER_CLASS))
     if not results.noted("judges"):
-        results.note("judges", judges.accuracy(*classifier.check_set(_CHECKED_PER_CLASS)))
+        views, classes = classifier.check_set(_CHECKED_PER_CLASS)
+        softened = judges.accuracy(classifier.softened(views), classes)
+        accuracy = {"exact": judges.accuracy(views, classes), "softened": softened}
+        results.note("judges", accuracy)
     for thing in track(left, "measuring prompts"):
         results.add(measured(thing, model, judges, folder))
 

@@ -86,11 +86,14 @@ def _bar(bar: float | None) -> str:
 def _made_by(report: dict[str, Any]) -> str:
     machine, setup = report["machine"], report["setup"]
     drawing = ", ".join(f"{name} {value:g}" for name, value in setup["drawing"].items())
-    judges = ", ".join(f"{name} {value:.3f}" for name, value in report["judges"].items())
+    judges = "; ".join(
+        f"{kind} {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}"
+        for kind, figures in report["judges"].items()
+    )
     return (
         f"Measured by `{report['command']}` on {machine['date']} ({machine['processor']}, "
-        f"{machine['cores']} cores): {setup['prompts']}, {drawing}; the judges' own accuracy on "
-        f"other exact renders: {judges}."
+        f"{machine['cores']} cores): {setup['prompts']}, {drawing}. The judges' own accuracy on "
+        f"other renders: {judges}."
     )
 
 

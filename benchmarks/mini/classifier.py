@@ -87,6 +87,14 @@ def train(views: Tensor, classes: Tensor, *, epochs: int = _EPOCHS, seed: int = 
     return model.eval()
 
 
+def softened(views: Tensor) -> Tensor:
+    """Views [N, V, 6, T, T] as blurred, by 5 of 64 pixels, and as noisy as a poor drawing."""
+    generator = torch.Generator().manual_seed(0)
+    blurred = functional.avg_pool2d(views.flatten(0, 1), 5, stride=1, padding=2).view_as(views)
+    noise = 0.05 * torch.randn(views.shape, generator=generator)
+    return (blurred + noise).clamp(0, 1)
+
+
 def ranking(model: Classifier, views: Tensor) -> Tensor:
     """Classes [N, classes], likeliest first, for views [N, V, 6, T, T]."""
     with torch.inference_mode():

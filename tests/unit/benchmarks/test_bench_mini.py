@@ -61,6 +61,9 @@ def test_both_judges_know_exact_bundles_they_have_not_seen(judges):
     accuracy = judges.accuracy(views, classes)
     assert accuracy["class_network"] > 0.9
     assert accuracy["class_nearest"] > 0.9
+    soft = classifier.softened(views)
+    assert not torch.equal(soft, views) and soft.shape == views.shape
+    assert min(judges.accuracy(soft, classes).values()) > 0.9
     wrong = judges.accuracy(views, (classes + 1) % 3)
     assert max(wrong.values()) < 0.1
 
