@@ -258,6 +258,7 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
         peak_memory_bytes=outcome.peak_memory_bytes,
         adapter=str(result_of(config)),
         how_to_open=tracker.how_to_open,
+        validation_at_start=outcome.validation_at_start,
     )
     with writing(config.run.dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What a run leaves behind as `summary.json`, and when that says that nothing is left to do."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,8 @@ class TrainSummary:
         seconds: in the training loop, since the last start.
         peak_memory_bytes: of the first worker.
         adapter: where the trained adapter lies, or the base whose parts were trained.
+        validation_at_start: held-out metrics of the LoRA that training started from; empty without
+            one, and for a run that was resumed.
     """
 
     status: Literal["finished", "stopped"]
@@ -48,6 +50,7 @@ class TrainSummary:
     peak_memory_bytes: int
     adapter: str
     how_to_open: str
+    validation_at_start: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A few lines for the terminal."""

@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -80,6 +80,8 @@ class Outcome:
         validation: last held-out metrics.
         seconds: spent in the loop.
         peak_memory_bytes: of rank 0; device memory on a GPU, resident memory on the CPU.
+        validation_at_start: held-out metrics of the LoRA that training started from; empty without
+            one, and for a run that was resumed.
     """
 
     step: int
@@ -87,6 +89,7 @@ class Outcome:
     validation: dict[str, float]
     seconds: float
     peak_memory_bytes: int
+    validation_at_start: dict[str, float] = field(default_factory=dict)
 
 
 def ray_worker(arguments: dict[str, Job]) -> Outcome:
@@ -146,12 +149,16 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         curves=curves,
         average=average,
     )
+    at_start: dict[str, float] = {}
+    if has_validation and first_step == 0 and config.adapter.init_from is not None:
+        at_start |= validate()
+        trainer.log(at_start, 0)
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
     stream.close()
     _export(job, engine, average)
-    return Outcome(step, tuple(losses), validation, seconds, peak_memory(device))
+    return Outcome(step, tuple(losses), validation, seconds, peak_memory(device), at_start)
 
 
 @contextmanager

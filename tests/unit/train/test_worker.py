@@ -84,3 +84,20 @@ def test_the_recipes_weighting_is_trained(overrides: list[str], latents: Path) -
     # 2 / pi at the ends of the noise levels, 4 / pi between.
     assert 0.6366 < ratio < 1.2733
     assert ratio != pytest.approx(1, abs=1e-3)
+
+
+def test_a_run_that_starts_from_a_lora_first_says_how_good_that_is(
+    overrides: list[str], latents: Path, tmp_path: Path
+) -> None:
+    first = work(job_of(overrides, latents, "run.steps=2"), None)
+    assert first.validation_at_start == {}
+    trained = adapter_of(tmp_path / "run")
+    further = [f"run.dir={tmp_path / 'further'}", *overrides[1:]]
+    further += [f"adapter.init_from={trained}", "run.steps=1"]
+    sink = Records()
+    outcome = work(job_of(further, latents), sink)
+    assert outcome.validation_at_start == first.validation  # the same weights on the same samples
+    assert sink.metrics[0] == outcome.validation_at_start
+    assert outcome.validation != outcome.validation_at_start
+    resumed = work(job_of(further, latents, "run.steps=2"), None)
+    assert resumed.validation_at_start == {}
