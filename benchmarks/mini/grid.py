@@ -22,6 +22,7 @@ from kiss3d_infer.flux.lora import apply_lora
 from kiss3d_infer.flux.models import Drawing, choose_model
 from kiss3d_infer.progress import track
 from kiss3d_infer.scene.camera import Cameras
+from kiss3d_infer.scene.framing import framed
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.pictures import contact_sheet
 from kiss3d_infer.scene.render import ALBEDO, render_views
@@ -86,7 +87,8 @@ def picture(bundle: Path, asset: Path) -> Tensor:
     front = torch.nn.functional.interpolate(front[None], size=(_SIZE, _SIZE // 2), mode="area")[0]
     sides = torch.ones(3, _SIZE, 2 * _SIZE)
     if asset.is_file():
-        views = render_views(load_mesh(asset), _TURNED, _SIZE, lighting=ALBEDO)
+        mesh = framed(load_mesh(asset), _TURNED)
+        views = render_views(mesh, _TURNED, _SIZE, lighting=ALBEDO)
         sides = views.rgb.permute(1, 2, 0, 3).flatten(2)
     return torch.cat([front, sides], dim=2)
 
