@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
@@ -16,11 +16,13 @@ from kiss3d_infer.progress import show_stages
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kiss3d_infer.flux.models import ChosenModel
     from kiss3d_infer.tasks import Asset
     from kiss3d_train.summary import TrainSummary
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _RECIPE = _CONFIGS / "train" / "demo.yaml"
+_FINE_TUNING = _CONFIGS / "train" / "demo-mini.yaml"
 _MODEL = _CONFIGS / "models" / "demo"
 _SOURCE = "toybox:48"
 _HELD_OUT = "toybox:3?seed=2"
@@ -48,6 +50,9 @@ class _Log:
 def run_demo(out: Path) -> None:
     """Build data, train a LoRA, generate a bundle, reconstruct a mesh, and show what was made.
 
+    Where the package holds kiss3d-mini, its LoRA is trained further, on objects without shading,
+    and draws a held-out prompt; otherwise a new LoRA is trained on a small random Flux.
+
     Leaves bundle.png (the bundle that asset.glb was made from), generated.bundle.png, asset.glb,
     contact_sheet.png, turntable.gif and summary.json in `out`. An interrupted demo resumes.
 
@@ -58,54 +63,87 @@ def run_demo(out: Path) -> None:
         raise InputError("the demo's recipes are missing", where=_RECIPE, fix="run from a checkout")
     began = time.monotonic()
     out, log = writable_folder(out), _Log()
+    model = _model(out)
     with log.stage("meshes to bundles to shards", out / "shards"):
-        _make_data(out)
+        _make_data(out, model)
     with log.stage("train a LoRA (Ray Train, DeepSpeed)", out / "train"):
-        training = _train(out)
+        training = _train(out, model)
     with log.stage("draw a bundle (FluxPipeline + LoRA)", out / "generated.bundle.png"):
-        prompt, problems = _generate(out, Path(training.adapter))
+        prompt, problems = _generate(out, model, Path(training.adapter))
     with log.stage("reconstruct a rendered bundle", out / "asset.glb"):
         caption, asset = _reconstruct_exact(out)
     if not problems:
         with log.stage("reconstruct the drawn bundle", out / "generated.glb"):
             _reconstruct(out / "generated.bundle.png", out / "generated.glb")
     with log.stage("pictures", out / "contact_sheet.png"):
-        _make_pictures(out, prompt, caption)
+        _make_pictures(out, model, prompt, caption)
     _write_summary(out, log, training, asset, problems, time.monotonic() - began)
-    _show(out, log, training, asset, problems)
+    _show(log, asset)
+    _show_drawing(training, problems, is_trained=model.lora is not None)
+    print(f"training: {Path(sys.prefix, 'bin')}/{training.how_to_open}")
+    print(f"look at:  {out / 'contact_sheet.png'}, {out / 'turntable.gif'}, {out / 'asset.glb'}")
 
 
-def _make_data(out: Path) -> None:
+def _model(out: Path) -> "ChosenModel":
+    """The packaged model, or a small Flux of random weights, which is made once."""
+    from kiss3d_infer.flux.base import create_random_base
+    from kiss3d_infer.flux.models import ChosenModel, Drawing, choose_model, has_packaged_model
+    from kiss3d_infer.mini import NAME
+
+    if has_packaged_model():
+        return choose_model(NAME)
+    base = out / "base"
+    if not base.exists():
+        print(f"making a small random Flux: {create_random_base(_MODEL, base, seed=0)}")
+    return ChosenModel(base, None, Drawing(tile=_TRAIN_TILE, steps=_SAMPLING_STEPS))
+
+
+def _make_data(out: Path, model: "ChosenModel") -> None:
     from kiss3d_train.data.render import render_source
+    from kiss3d_train.data.rendering.settings import LightSettings
     from kiss3d_train.data.shards import load_index, write_shards
 
-    print(render_source(_SOURCE, out / "rendered", tile=_TRAIN_TILE))
+    light = LightSettings(kind="albedo" if model.lora else "studio")
+    tile = model.drawing.tile
+    print(render_source(_SOURCE, out / "rendered", tile=tile, lighting=light))
     if (out / "shards" / "index.json").exists():
         print(load_index(out / "shards"))
     else:
         print(write_shards(out / "rendered", out / "shards"))
 
 
-def _train(out: Path) -> "TrainSummary":
+def _train(out: Path, model: "ChosenModel") -> "TrainSummary":
     from kiss3d_infer.config import load_config
-    from kiss3d_infer.flux.base import create_random_base
     from kiss3d_train.config import TrainConfig
     from kiss3d_train.run import run_training
 
-    base = out / "base"
-    if not base.exists():
-        print(f"making a small random Flux: {create_random_base(_MODEL, base, seed=0)}")
-    paths = {"run.dir": out / "train", "base.path": base, "data.shards": out / "shards"}
-    overrides = [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
-    summary = run_training(load_config(TrainConfig, _RECIPE, overrides))
+    values = {"run.dir": out / "train", "base.path": model.base, "data.shards": out / "shards"}
+    overrides = [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
+    if model.lora:
+        overrides += _continuing(model.lora)
+    recipe = _FINE_TUNING if model.lora else _RECIPE
+    summary = run_training(load_config(TrainConfig, recipe, overrides))
     print(summary)
     if summary.status != "finished":
         sys.exit("kiss3d: stopped; the same command again goes on")
     return summary
 
 
-def _generate(out: Path, adapter: Path) -> tuple[str, tuple[str, ...]]:
-    """Draw the first training caption; returns it and what is wrong with the drawing."""
+def _continuing(lora: Path) -> list[str]:
+    """What a recipe must say of the LoRA that it starts from: its place, rank and alpha."""
+    from kiss3d_infer.flux.lora import read_lora
+
+    weights, alpha = read_lora(lora)
+    rank = next(len(matrix) for name, matrix in weights.items() if ".lora_A." in name)
+    shape = {"rank": rank, "alpha": rank if alpha is None else alpha}
+    return [
+        f"adapter.init_from={json.dumps(str(lora))}",
+        *(f"adapter.{name}={value}" for name, value in shape.items()),
+    ]
+
+
+def _generate(out: Path, model: "ChosenModel", adapter: Path) -> tuple[str, tuple[str, ...]]:
+    """Draw the first caption of `_split`; returns it and what is wrong with the drawing."""
     from kiss3d_infer.bundle import save_bundle, validate
     from kiss3d_infer.flux.base import load_base
     from kiss3d_infer.flux.lora import apply_lora
@@ -113,18 +151,22 @@ def _generate(out: Path, adapter: Path) -> tuple[str, tuple[str, ...]]:
     from kiss3d_train.data.shards import ShardReader
 
     reader = ShardReader(out / "shards")
-    prompt = str(reader.describe("train", 0)["caption"])
-    pipeline = load_base(out / "base", dtype="float32")
-    apply_lora(pipeline, adapter)
+    prompt = str(reader.describe(_split(model), 0)["caption"])
+    pipeline = load_base(model.base, dtype="float32")
     bundle = generate_bundle(
         pipeline,
         prompt,
-        tile=_TRAIN_TILE,
-        steps=_SAMPLING_STEPS,
+        layout=apply_lora(pipeline, adapter).layout,
+        **model.drawing.model_dump(),
         on_progress=show_stages("generate"),
     )
     save_bundle(bundle, out / "generated.bundle.png")
     return prompt, validate(bundle).problems
+
+
+def _split(model: "ChosenModel") -> Literal["train", "val"]:
+    """A trained model draws what it has not seen; a random one is lucky to draw what it has."""
+    return "val" if model.lora else "train"
 
 
 def _reconstruct_exact(out: Path) -> tuple[str, "Asset"]:
@@ -147,7 +189,7 @@ def _reconstruct(bundle: Path, asset: Path) -> "Asset":
     return bundle_to_mesh(bundle, asset, on_progress=show_stages("reconstruct"))
 
 
-def _make_pictures(out: Path, prompt: str, caption: str) -> None:
+def _make_pictures(out: Path, model: "ChosenModel", prompt: str, caption: str) -> None:
     from PIL import Image
 
     from kiss3d_infer.bundle import PUBLISHED
@@ -156,6 +198,8 @@ def _make_pictures(out: Path, prompt: str, caption: str) -> None:
     from kiss3d_infer.scene.render import render_bundle
     from kiss3d_train.data.shards import inspect
 
+    kind = "a held-out sample" if model.lora else "a training sample"
+    artist = "kiss3d-mini" if model.lora else "the small random Flux"
     mesh = load_mesh(out / "asset.glb")
     turntable(mesh, out / "turntable.gif")
     turntable(mesh, out / "turntable.png")
@@ -167,9 +211,9 @@ def _make_pictures(out: Path, prompt: str, caption: str) -> None:
                 "its reconstruction, asset.glb, through the same cameras",
                 render_bundle(mesh, PUBLISHED, _EXACT_TILE).image,
             ),
-            (f"a training sample: {prompt}", _first_training_bundle(out)),
+            (f"{kind}: {prompt}", _first_bundle(out, _split(model))),
             (
-                "the same prompt, drawn by the small random Flux after minutes of training",
+                f"the same prompt, drawn by {artist} after minutes of training",
                 _bundle(out / "generated.bundle.png"),
             ),
         ],
@@ -193,11 +237,11 @@ def _bundle(path: Path) -> "Tensor":
     return load_bundle(path).image
 
 
-def _first_training_bundle(out: Path) -> "Tensor":
+def _first_bundle(out: Path, split: Literal["train", "val"]) -> "Tensor":
     from kiss3d_train.data.shards import ShardReader, decode_sample
 
     reader = ShardReader(out / "shards")
-    return decode_sample(reader.read("train", 0))[0].image
+    return decode_sample(reader.read(split, 0))[0].image
 
 
 def _write_summary(
@@ -222,9 +266,7 @@ def _write_summary(
         aside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
 
-def _show(
-    out: Path, log: _Log, training: "TrainSummary", asset: "Asset", problems: tuple[str, ...]
-) -> None:
+def _show(log: _Log, asset: "Asset") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -238,13 +280,15 @@ def _show(
         f"normal error {measured['normal_error']:.1f} degrees, "
         f"{measured['num_faces']:.0f} faces"
     )
+
+
+def _show_drawing(training: "TrainSummary", problems: tuple[str, ...], *, is_trained: bool) -> None:
+    before, after = training.validation_at_start, training.validation
+    if before:
+        print(f"held-out loss: {before['val/loss']:.4f} before, {after['val/loss']:.4f} after")
     if problems:
-        print(
-            "The drawn bundle is rough, as expected of a random base after minutes of training, "
-            f"and was not reconstructed: {'; '.join(problems)}"
-        )
-    print(f"training: {Path(sys.prefix, 'bin')}/{training.how_to_open}")
-    print(f"look at:  {out / 'contact_sheet.png'}, {out / 'turntable.gif'}, {out / 'asset.glb'}")
+        reason = "" if is_trained else ", as expected of a random base after minutes of training,"
+        print(f"The drawn bundle is rough{reason} and was not reconstructed: {'; '.join(problems)}")
 
 
 def _num_bytes(path: Path) -> int:

@@ -8,21 +8,29 @@ import pytest
 import yaml
 from PIL import Image
 
-from kiss3d_infer.bundle import load_bundle
+from kiss3d_infer import mini
+from kiss3d_infer.bundle import PUBLISHED, load_bundle
+from kiss3d_infer.flux.base import create_random_base, load_base
+from kiss3d_infer.flux.lora import LoraMetadata, save_lora
+from kiss3d_infer.flux.pack import pack_base
 from kiss3d_infer.scene.load import load_mesh
 from kiss3d_train import demo
+from kiss3d_train.adapter import add_adapter, trainable_parameters
+from kiss3d_train.config import AdapterSection
 
 TINY_MODEL = Path(__file__).parents[2] / "configs" / "models" / "tiny"
 
 
-def tiny_recipe(folder: Path) -> Path:
-    """The demo's recipe, but for two small steps."""
-    recipe = yaml.safe_load(demo._RECIPE.read_text())
+def tiny_recipe(folder: Path, original: Path, **sections: dict[str, Any]) -> Path:
+    """A recipe of the demo's, but for two small steps and the sections given."""
+    recipe = yaml.safe_load(original.read_text())
     recipe["run"]["steps"] = 2
     recipe["data"]["global_batch"] = 4
-    recipe["adapter"]["rank"] = 2
+    if "adapter" in recipe:
+        recipe["adapter"]["rank"] = 2
     recipe["validation"]["samples"] = 1
-    path = folder / "demo.yaml"
+    path = folder / original.name
+    recipe |= sections
     path.write_text(yaml.safe_dump(recipe))
     return path
 
@@ -35,7 +43,7 @@ def test_the_demo_leaves_what_it_promises_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = {
-        "_RECIPE": tiny_recipe(tmp_path),
+        "_RECIPE": tiny_recipe(tmp_path, demo._RECIPE),
         "_MODEL": TINY_MODEL,
         "_SOURCE": "toybox:6",
         "_TRAIN_TILE": 64,
@@ -67,3 +75,37 @@ def test_the_demo_leaves_what_it_promises_and_resumes(
     assert summary_of(out)["training"] == first["training"]
     assert adapter.stat().st_mtime_ns == trained
     assert (out / "asset.glb").is_file()
+
+
+def package_a_tiny_model(folder: Path) -> None:
+    base = create_random_base(TINY_MODEL, folder / "whole", seed=0)
+    pack_base(base, folder / "base")
+    transformer = load_base(base, dtype="float32", parts=("transformer",)).transformer
+    add_adapter(transformer, AdapterSection(rank=3), seed=1)
+    metadata = LoraMetadata(rank=3, alpha=3, base="", data="", layout=PUBLISHED)
+    save_lora(folder / "adapter", trainable_parameters(transformer), metadata)
+    drawing = {"tile": 32, "steps": 1, "guidance": 1.0, "cfg_scale": 2.0}
+    (folder / "mini.json").write_text(json.dumps(drawing))
+
+
+def test_with_a_packaged_model_its_lora_is_trained_further_and_draws_what_was_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package_a_tiny_model(tmp_path / "package")
+    monkeypatch.setattr(mini, "FOLDER", tmp_path / "package")
+    quick = {"engine": {"kind": "ddp"}, "scaling": {"workers": 1, "micro_batch": 4}}
+    monkeypatch.setattr(demo, "_FINE_TUNING", tiny_recipe(tmp_path, demo._FINE_TUNING, **quick))
+    monkeypatch.setattr(demo, "_SOURCE", "toybox:6")
+    monkeypatch.setattr(demo, "_EXACT_TILE", 64)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "demo"
+    demo.run_demo(out)
+
+    assert load_bundle(out / "generated.bundle.png").tile == 32
+    assert not (out / "base").exists()
+    training = summary_of(out)["training"]
+    before, after = (training[name]["val/loss"] for name in ("validation_at_start", "validation"))
+    assert before != after
+    shown = capsys.readouterr().out
+    assert f"held-out loss: {before:.4f} before, {after:.4f} after" in shown
+    assert "random base" not in shown
