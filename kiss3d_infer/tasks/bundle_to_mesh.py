@@ -74,8 +74,9 @@ def bundle_to_mesh(
     report("validate", 0.0)
     image = load_bundle(bundle)
     start = None if start_mesh is None else framed(load_mesh(start_mesh), image.layout.cameras)
-    require_shown(image, where=bundle, fix=remedy)
     verdict = validate(image)
+    if not verdict.ok:  # of an empty bundle, only that it is empty
+        require_shown(image, where=bundle, fix=remedy)
     if not verdict.ok and not force:
         raise InputError(
             f"the bundle fails validation: {'; '.join(verdict.problems)}",
