@@ -56,7 +56,8 @@ class Refined:
     Attributes:
         vertices: [N, 3] world units.
         faces: [F, 3] closed and outward.
-        confidence: [V] how much each view should count from now on, see `consistency`.
+        confidence: [V] how much each view should count from now on, see `consistency`; as before
+            if the views were not realigned.
         shifts: [V, 2] by which the views had to be moved, as `Target.shifted` takes them.
         losses: one per step if they were asked for.
     """
@@ -182,6 +183,8 @@ class _Objective:
 
     def confidence(self, vertices: Float32, faces: Int32) -> Tensor:
         """How much each view should count, [V] on the CPU."""
+        if not self._loss.realign_every:
+            return self._given.confidence
         return confidences(self._target, render_shape(vertices, faces, self._target))
 
     @torch.no_grad()
