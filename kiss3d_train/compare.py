@@ -13,6 +13,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import check_writable, writing
 from kiss3d_infer.logged_run import LoggedRun, find_run
 from kiss3d_infer.scene.pictures import contact_sheet
+from kiss3d_train.columns import aligned
 from kiss3d_train.resume import RUN_FILE
 from kiss3d_train.summary import SUMMARY_FILE
 
@@ -48,14 +49,14 @@ class Comparison:
     def __str__(self) -> str:
         """The tables under their headings."""
         heads = [(x, r.name, r.run_id, r.status) for x, r in zip("AB", self.runs, strict=True)]
-        lines = _aligned(heads)
+        lines = aligned(heads)
         lines += ["", "recipe" if self.recipe else "recipe: the same"]
-        lines += _aligned([("", "A", "B"), *self.recipe] if self.recipe else [])
+        lines += aligned([("", "A", "B"), *self.recipe] if self.recipe else [])
         lines += ["", "data and base"]
-        lines += _aligned([("", "A", "B", ""), *self.inputs])
+        lines += aligned([("", "A", "B", ""), *self.inputs])
         lines += ["", "metrics at equal steps" if self.metrics else "metrics: no common step"]
         heading = ("", "step", "A", "B", "B - A", "")
-        lines += _aligned([heading, *self.metrics] if self.metrics else [])
+        lines += aligned([heading, *self.metrics] if self.metrics else [])
         lines += [f"  {sentence}" for sentence in self.unshared]
         return "\n".join([*lines, "", f"pictures: {self.pictures}"])
 
@@ -207,12 +208,3 @@ def _pictures(
     with writing(sheet) as aside:
         contact_sheet(cells, columns=2, width=_SHEET_WIDTH).save(aside)
     return f"{len(shown)} of {len(both)} under the same name in both: {sheet}"
-
-
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    """Columns as wide as their widest value; nothing is cut."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(f"{x:{w}}" for x, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

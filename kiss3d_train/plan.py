@@ -14,6 +14,7 @@ from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import add_adapter, target_modules
+from kiss3d_train.columns import aligned
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.storage import exists
@@ -192,7 +193,7 @@ class Plan:
         kept = ", ".join(f"{what} in {counts[what]}" for what in counts)
         rows.append(("kept for the backward pass", f"{kept} of {len(self.keeps)} blocks"))
         rows += [(f"memory: {item}", _bytes(gib * GIB)) for item, gib in memory.items()]
-        rows.append(("memory per worker, about", _bytes(sum(memory.values()) * GIB)))
+        rows.append(("memory per worker, about", _bytes(self.footprint.total(self.keeps))))
         teraflops = sum(self.flops_per_sample.values()) / 1e12
         rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
         if scaling.use_gpu:
@@ -315,15 +316,10 @@ def _block_linears(transformer: Any, image: int, text: int) -> tuple[Linear, ...
 def show_plan(resolved: Resolved[TrainConfig], figures: Sequence[tuple[str, str]]) -> None:
     """Print a recipe with the origin of each value, and figures; no line is cut."""
     print("recipe")
-    _print_aligned([(key, f"{value}  # {origin}") for key, value, origin in resolved.rows()])
+    rows = [(key, f"{value}  # {origin}") for key, value, origin in resolved.rows()]
+    print("\n".join(aligned(rows)))
     print("\nplan")
-    _print_aligned(figures)
-
-
-def _print_aligned(rows: Sequence[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"  {name:{width}}  {value}")
+    print("\n".join(aligned(figures)))
 
 
 def _bytes(number: float) -> str:
