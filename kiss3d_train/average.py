@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kiss3d_train.engine import on_cpu
+
 AVERAGE_KIND = "ema"
 """Its key in a training state, beside `engine.KINDS`."""
 
@@ -53,8 +55,7 @@ class WeightAverage:
 
     def on_cpu(self) -> dict[str, Tensor]:
         """A copy by parameter name."""
-        copies = {n: t.to("cpu", torch.float32, copy=True) for n, t in self._average.items()}
-        return {name: tensor.contiguous() for name, tensor in copies.items()}
+        return {name: on_cpu(tensor) for name, tensor in self._average.items()}
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

@@ -188,7 +188,7 @@ class DeepSpeedEngine(Engine):
             whole["weight"] = safe_get_full_fp32_param(parameter)
             if dist.get_rank() == 0:
                 for kind in KINDS:
-                    state[kind][name] = _on_cpu(whole[kind])
+                    state[kind][name] = on_cpu(whole[kind])
         return state
 
     def scatter(self, state: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
@@ -323,7 +323,8 @@ def _set_lr(optimizer: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous float32 copy in main memory."""
     copy = tensor.detach().to("cpu", torch.float32, copy=True)
     return copy.contiguous()  # a convolution's weight may be channels last
 
@@ -346,9 +347,9 @@ def _gather_replicated(
         return state
     for name, parameter in parameters.items():
         _ensure_moments(optimizer, parameter)
-        state["weight"][name] = _on_cpu(parameter)
+        state["weight"][name] = on_cpu(parameter)
         for kind in KINDS[1:]:
-            state[kind][name] = _on_cpu(optimizer.state[parameter][kind])
+            state[kind][name] = on_cpu(optimizer.state[parameter][kind])
     return state
 
 
