@@ -7,6 +7,7 @@ from typing import Literal
 
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.lora import FILE_NAME
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.resume import RUN_FILE
 
@@ -64,12 +65,12 @@ class TrainSummary:
 
 def adapter_of(run_dir: Path) -> Path:
     """Where a run's adapter lies."""
-    return run_dir / "adapter" / "pytorch_lora_weights.safetensors"
+    return run_dir / "adapter" / FILE_NAME
 
 
 def averaged_adapter_of(run_dir: Path) -> Path:
     """Where the moving average of a run's adapter lies, if it keeps one."""
-    return run_dir / "adapter_ema" / "pytorch_lora_weights.safetensors"
+    return run_dir / "adapter_ema" / FILE_NAME
 
 
 def base_of(run_dir: Path) -> Path:
