@@ -60,6 +60,10 @@ class Resolved(Generic[M]):
         leaves = _leaves(self.config.model_dump(mode="json"))
         return [(key, repr(value), self.origins.get(key, "default")) for key, value in leaves]
 
+    def values(self) -> dict[str, str]:
+        """Every value as text by its dotted key."""
+        return {key: value for key, value, _ in self.rows()}
+
 
 def load_config(model: type[M], path: Path | None, overrides: Sequence[str] = ()) -> Resolved[M]:
     """Read a YAML file, apply `a.b=value` overrides (values are YAML too), and validate.

@@ -153,7 +153,7 @@ def render(
     from kiss3d_infer.config import load_config
     from kiss3d_train.data.job_records import record_render
     from kiss3d_train.data.job_run import job_run
-    from kiss3d_train.data.render import render_source
+    from kiss3d_train.data.render import render_with
     from kiss3d_train.data.rendering.settings import RenderSettings, option_overrides
 
     given = option_overrides(
@@ -168,24 +168,9 @@ def render(
         memory=memory,
     )
     resolved = load_config(RenderSettings, config, [*(overrides or ()), *given])
-    settings = resolved.config
     params = {"source": source, "out": out, "limit": limit, "orientation": orientation}
-    params |= {key: value for key, value, _ in resolved.rows()}
-    with job_run("render", tracking_uri, params) as run:
-        summary = render_source(
-            source,
-            out,
-            tile=settings.tile,
-            layout=settings.layout,
-            limit=limit,
-            num_workers=settings.workers,
-            device=settings.device,
-            limits=settings.limits,
-            lighting=settings.lighting,
-            extras=settings.extras,
-            orientation=orientation,
-            estimator=settings.front_estimator,
-        )
+    with job_run("render", tracking_uri, params | resolved.values()) as run:
+        summary = render_with(resolved.config, source, out, limit, orientation)
         record_render(run, summary, source)
     typer.echo(summary)
 
@@ -208,9 +193,7 @@ def curate(
     from kiss3d_train.data.job_run import job_run
 
     resolved = load_config(CurationConfig, config, overrides or ())
-    with job_run(
-        "curate", tracking_uri, {key: value for key, value, _ in resolved.rows()}, made_of=rendered
-    ) as run:
+    with job_run("curate", tracking_uri, resolved.values(), made_of=rendered) as run:
         curation = curate_folder(rendered, resolved.config)
         record_curation(run, curation, rendered)
     typer.echo(curation)

@@ -164,7 +164,7 @@ def _open_tracker(
         run_id=start.tracking_run,
         tags={"kiss3d.run_dir": str(config.run.dir)} | data_run_tags(config.data.shards),
     )
-    tracker.log_params({key: value for key, value, _ in resolved.rows()})
+    tracker.log_params(resolved.values())
     origins = "".join(f"{key}: {value}  # {origin}\n" for key, value, origin in resolved.rows())
     tracker.log_text(resolved.to_yaml(), "config.yaml")
     tracker.log_text(origins, "config_origins.txt")

@@ -85,7 +85,7 @@ def result_of(config: TrainConfig) -> Path:
 
 def values_of(config: TrainConfig) -> dict[str, str]:
     """Every value of a recipe as text, by its dotted key."""
-    return {key: value for key, value, _ in Resolved(config, {}).rows()}
+    return Resolved(config, {}).values()
 
 
 def finished_at(step: int, config: TrainConfig) -> TrainSummary | None:

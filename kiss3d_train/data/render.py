@@ -33,6 +33,7 @@ from kiss3d_train.data.rendering.settings import (
     ExtraSettings,
     LightSettings,
     RenderLimits,
+    RenderSettings,
 )
 from kiss3d_train.data.sources import (
     MeshItem,
@@ -146,6 +147,26 @@ def render_source(
         summary = _render_missing(job, source, items[:limit], num_workers)
         sweep(job.out)
         return summary
+
+
+def render_with(
+    settings: RenderSettings, spec: str, out: Path, limit: int | None, orientation: Path | None
+) -> RenderSummary:
+    """Render as a recipe says; see `render_source`."""
+    return render_source(
+        spec,
+        out,
+        tile=settings.tile,
+        layout=settings.layout,
+        limit=limit,
+        num_workers=settings.workers,
+        device=settings.device,
+        limits=settings.limits,
+        lighting=settings.lighting,
+        extras=settings.extras,
+        orientation=orientation,
+        estimator=settings.front_estimator,
+    )
 
 
 def _render_missing(
