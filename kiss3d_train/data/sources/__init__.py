@@ -28,7 +28,7 @@ def open_source(spec: str) -> MeshSource:
             `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder` or `memory://name`;
             `objaverse:F`, where F lists uids of Objaverse 1.0, one a line;
             `objaverse-xl:F`, where F is a parquet or CSV of annotations, or lists identifiers;
-            `wds:P`, where P is a folder of tars, a tar, or a pattern;
+            `wds:P`, where P is a folder of tars, a tar, or a pattern, or a URL of these;
             `toybox:N` for N procedural objects (`toybox:N?seed=S` for another series).
 
     Raises:
@@ -38,9 +38,9 @@ def open_source(spec: str) -> MeshSource:
         return _open_toybox(spec)
     kind, colon, rest = spec.partition(":")
     if kind + colon in _OF_FILES:
-        return _open_files(kind, str(Path(rest).expanduser()) if rest else "")
+        return _open_files(kind, rest)
     path = Path(spec).expanduser()
-    if not path.exists() and _SCHEME.match(spec):
+    if _is_url(spec):
         return _open_url(spec)
     return _open_path(path)
 
@@ -48,7 +48,7 @@ def open_source(spec: str) -> MeshSource:
 def absolute_spec(spec: str) -> str:
     """The spec as processes that run in folders of their own understand it."""
     kind, colon, rest = spec.partition(":")
-    if kind + colon in _OF_FILES:
+    if kind + colon in _OF_FILES and not _is_url(rest):
         return f"{kind}:{Path(rest).expanduser().absolute()}"
     path = Path(spec).expanduser()
     return str(path.resolve()) if path.exists() else spec
@@ -56,8 +56,8 @@ def absolute_spec(spec: str) -> str:
 
 def named_folder(spec: str) -> Path | None:
     """The folder or library whose mere name enters the keys, if it is one of this machine."""
-    if spec.startswith("wds:"):
-        from kiss3d_train.data.sources.webdataset import base_folder
+    if spec.startswith("wds:") and not _is_url(spec.removeprefix("wds:")):
+        from kiss3d_train.data.sources.tars import base_folder
 
         return base_folder(spec.removeprefix("wds:"))
     path = Path(spec)
@@ -89,12 +89,11 @@ def _open_url(spec: str) -> MeshSource:
 def _open_files(kind: str, rest: str) -> MeshSource:
     if not rest:
         raise InputError("the file is not named", where=f"{kind}:", fix=f"give {_FORMS}")
-    if _SCHEME.match(rest) and not Path(rest).exists():
-        raise InputError("only files on a disk are read", where=f"{kind}:{rest}", fix="copy them")
     if kind == "wds":
-        from kiss3d_train.data.sources.webdataset import WebDatasetSource
-
-        return WebDatasetSource(rest)
+        return _open_tars(rest)
+    if _is_url(rest):
+        raise InputError("only files on a disk are read", where=f"{kind}:{rest}", fix="copy them")
+    rest = str(Path(rest).expanduser())
     if kind == "objaverse":
         from kiss3d_train.data.sources.objaverse_v1 import ObjaverseSource
 
@@ -102,6 +101,21 @@ def _open_files(kind: str, rest: str) -> MeshSource:
     from kiss3d_train.data.sources.objaverse_xl import ObjaverseXLSource
 
     return ObjaverseXLSource(Path(rest))
+
+
+def _open_tars(pattern: str) -> MeshSource:
+    from kiss3d_train.data.sources.remote import require_known
+    from kiss3d_train.data.sources.tars import LocalTars, RemoteTars
+    from kiss3d_train.data.sources.webdataset import WebDatasetSource
+
+    if not _is_url(pattern):
+        return WebDatasetSource(LocalTars(str(Path(pattern).expanduser())))
+    require_known(pattern)
+    return WebDatasetSource(RemoteTars(pattern))
+
+
+def _is_url(text: str) -> bool:
+    return _SCHEME.match(text) is not None and not Path(text).expanduser().exists()
 
 
 def _open_toybox(spec: str) -> MeshSource:

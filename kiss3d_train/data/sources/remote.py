@@ -43,12 +43,7 @@ class RemoteSource:
     """
 
     def __init__(self, url: str) -> None:
-        scheme, _, rest = url.partition("://")
-        if scheme not in SCHEMES or not rest.strip("/"):
-            known = ", ".join(f"{known}://" for known in SCHEMES)
-            raise InputError("meshes cannot be read from there", where=url, fix=f"use {known}")
-        if scheme == "file" and not rest.startswith("/"):
-            raise InputError("the path is relative", where=url, fix="write file:///folder")
+        require_known(url)
         self.url = url.rstrip("/")
         self._held: tuple[str, tempfile.TemporaryDirectory[str]] | None = None
 
@@ -59,11 +54,11 @@ class RemoteSource:
             InputError: the prefix cannot be listed, or holds no mesh.
         """
         store, root = self._opened
-        with _explained(self.url):
+        with explained(self.url):
             store.invalidate_cache()
             listing = store.find(root, detail=True)
         versions = {
-            path[len(root) :].lstrip("/"): _version(listing[path]) for path in sorted(listing)
+            path[len(root) :].lstrip("/"): version_of(listing[path]) for path in sorted(listing)
         }
         items = list(self._found(versions))
         if not items:
@@ -182,7 +177,7 @@ class _Copier:
     def copy(self, inside: str) -> bytes | None:
         """Copy one file, if there is such a file, and return its content."""
         path = posixpath.join(self._remote, inside)
-        with _explained(path):
+        with explained(path):
             try:
                 info = self._store.info(path)
                 if info["type"] != "file":
@@ -199,8 +194,22 @@ class _Copier:
         return content
 
 
+def require_known(url: str) -> None:
+    """Refuse a URL of another scheme than `SCHEMES`, or without a place.
+
+    Raises:
+        InputError: it is one.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES or not rest.strip("/"):
+        known = ", ".join(f"{known}://" for known in SCHEMES)
+        raise InputError("meshes cannot be read from there", where=url, fix=f"use {known}")
+    if scheme == "file" and not rest.startswith("/"):
+        raise InputError("the path is relative", where=url, fix="write file:///folder")
+
+
 @contextmanager
-def _explained(where: str) -> Iterator[None]:
+def explained(where: str) -> Iterator[None]:
     """Whatever a store's library raises, as an InputError; each has errors of its own."""
     try:
         yield
@@ -214,7 +223,7 @@ def _explained(where: str) -> Iterator[None]:
         ) from error
 
 
-def _version(info: Mapping[str, Any]) -> str:
+def version_of(info: Mapping[str, Any]) -> str:
     """Changes when the file does, as far as a listing tells."""
     known = next((info[name] for name in _VERSIONS if info.get(name)), "")
     return f"{known} {info['size']}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -20,28 +19,26 @@ from kiss3d_infer.scene.load import DEFAULT_LIMITS, load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_train.data.sources.folder import Sidecar
 from kiss3d_train.data.sources.item import MeshItem, make_key
+from kiss3d_train.data.sources.tars import Place, Tars
 
-_LOCATOR = re.compile(r"(?P<tar>.+)@(\d+)\+(\d+)(?:,(\d+)\+(\d+))?")
-"""Tar, then offset and size of the mesh and of its description."""
+_LOCATOR = re.compile(r"(?P<tar>.+)@(\d+)\+(\d+)(?:,(\d+)\+(\d+))?(?:#(?P<version>[0-9a-f]+))?")
+"""Tar, offset and size of the mesh and of its description, and for a store a digest of these and of
+what the listing said about the tar."""
 _MAX_DESCRIPTION_BYTES = 16 << 20
-_MAGIC = re.compile(r"[*?\[{]")
-Place = tuple[int, int]
-"""Offset and size of a member's content."""
 
 
 class WebDatasetSource:
-    """The GLBs of the tars in a folder, or of those that a pattern such as `a/{00..31}.tar` names.
+    """The GLBs of tars.
 
     A member is read by its offset, which its item's locator holds: only `items` goes through the
     tars. Members that are no plain files are passed over, and a member's name is never a path.
 
     Args:
-        pattern: a folder, a tar, or a pattern with `*`, `?`, `[...]` or `{...}`.
+        tars: on a disk or in a store.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = str(Path(pattern).absolute())
-        self.folder = base_folder(pattern)
+    def __init__(self, tars: Tars) -> None:
+        self._tars = tars
 
     def items(self) -> Sequence[MeshItem]:
         """All items, ordered by tar and, in one, by place.
@@ -52,12 +49,14 @@ class WebDatasetSource:
         Raises:
             InputError: there is no tar, or no tar holds a GLB.
         """
-        tars = self._tars()
-        items = [item for tar in tars for item in self._indexed(tar)]
+        tars = self._tars.versions()
+        if not tars:
+            raise InputError("no tar there", where=self._tars.pattern, fix="check the pattern")
+        items = [item for tar, version in tars.items() for item in self._indexed(tar, version)]
         if not any(item.uid for item in items):
             raise InputError(
                 "no GLB can be read from the tars",
-                where=self.pattern,
+                where=self._tars.pattern,
                 fix="give uncompressed tars that hold KEY.glb and KEY.json",
             )
         return items
@@ -72,46 +71,36 @@ class WebDatasetSource:
         return replace(item, **_said(description, item), sha256=sha256_of(mesh))
 
     def fingerprint(self, item: MeshItem) -> str:
-        """Of the bytes of the mesh and of its description."""
+        """Of the bytes of the mesh and of its description; in a store, of what was listed."""
+        if version := _located(item)["version"]:
+            return version
         return sha256_of(json.dumps([sha256_of(part) for part in self._read(item)]).encode())
 
     def load(self, item: MeshItem) -> Mesh:
         """Read the item's mesh; it can refer to no other file."""
         return load_mesh(self._read(item)[0], "glb")
 
-    def _tars(self) -> list[Path]:
-        path = Path(self.pattern)
-        if path.is_dir():
-            tars = sorted(path.rglob("*.tar"))
-        elif path.is_file():
-            tars = [path]
-        else:
-            tars = sorted(set(_matching(self.pattern)))
-        if not tars:
-            raise InputError("no tar there", where=self.pattern, fix="check the pattern")
-        return tars
-
-    def _indexed(self, path: Path) -> Iterator[MeshItem]:
-        name = path.relative_to(self.folder).as_posix()
+    def _indexed(self, tar: str, version: str) -> Iterator[MeshItem]:
         meshes: dict[str, Place] = {}
         descriptions: dict[str, Place] = {}
-        is_whole = _index(path, meshes, descriptions)
+        is_whole = self._tars.scan(tar, lambda file: _index(file, meshes, descriptions))
         for key, place in meshes.items():
             places = [place, *([descriptions[key]] if key in descriptions else [])]
             text = ",".join(f"{offset}+{size}" for offset, size in places)
-            yield self._item(name, key, f"{name}@{text}")
+            digest = f"#{sha256_of(f'{version} {text}'.encode())[:32]}" if version else ""
+            yield self._item(tar, key, f"{tar}@{text}{digest}")
         if not is_whole:
-            yield self._item(name, "", name)
+            yield self._item(tar, "", tar)
 
     def _item(self, tar: str, key: str, locator: str) -> MeshItem:
-        readable = PurePosixPath(key or tar).name
+        readable, source = PurePosixPath(key or tar).name, self._tars.source
         return MeshItem(
-            key=make_key(self.folder.name, readable, unique=f"{self.folder.name}/{tar}/{key}"),
+            key=make_key(source, readable, unique=f"{source}/{tar}/{key}"),
             name=readable,
             caption=None,
             category="",
             tags=(),
-            source=self.folder.name,
+            source=source,
             licence=None,
             author=None,
             locator=locator,
@@ -124,43 +113,36 @@ class WebDatasetSource:
         Raises:
             InputError: the tar is damaged, or a member is too large.
         """
-        match = _LOCATOR.fullmatch(item.locator)
-        if match is None:
-            fix = "make or fetch the tar again"
-            raise InputError("the tar is damaged or compressed", where=item.locator, fix=fix)
-        numbers = [int(number) for number in match.groups()[1:] if number]
+        match = _located(item)
+        numbers = [int(number) for number in match.groups()[1:5] if number]
         places = list(zip(numbers[::2], numbers[1::2], strict=True))
-        parts = _read_places(self.folder / match["tar"], places)
+        where = f"{self._tars.source}/{match['tar']}"
+        limits = (DEFAULT_LIMITS.num_bytes, _MAX_DESCRIPTION_BYTES)
+        for (_, size), limit in zip(places, limits, strict=False):
+            if size > limit:
+                what = f"a member has {size} bytes, at most {limit} are read"
+                raise InputError(what, where=where)
+        parts = self._tars.read(match["tar"], places)
+        if [len(part) for part in parts] != [size for _, size in places]:
+            raise InputError("the tar is cut off", where=where, fix="make or fetch it again")
         return parts if len(parts) == 2 else [*parts, b""]
 
 
-def base_folder(pattern: str) -> Path:
-    """The folder whose name stands for a source: the pattern's last part without wildcards."""
-    path = Path(pattern).absolute()
-    if path.is_dir():
-        return path
-    return next(parent for parent in path.parents if not _MAGIC.search(str(parent)))
+def _located(item: MeshItem) -> re.Match[str]:
+    match = _LOCATOR.fullmatch(item.locator)
+    if match is None:
+        fix = "make or fetch the tar again"
+        raise InputError("the tar is damaged or compressed", where=item.locator, fix=fix)
+    return match
 
 
-def _matching(pattern: str) -> Iterator[Path]:
-    from braceexpand import braceexpand
-
-    try:
-        parts = list(braceexpand(pattern))
-    except ValueError as error:
-        raise InputError("the braces do not match", where=pattern, fix="write {00..31}") from error
-    for part in parts:
-        path = Path(part)
-        yield from Path(path.anchor).glob(path.relative_to(path.anchor).as_posix())
-
-
-def _index(path: Path, meshes: dict[str, Place], descriptions: dict[str, Place]) -> bool:
+def _index(file: BinaryIO, meshes: dict[str, Place], descriptions: dict[str, Place]) -> bool:
     """Note where members lie, by key; returns whether the tar could be read to its end.
 
     Of two members of the same name the later counts, as when a tar is unpacked.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
@@ -169,28 +151,10 @@ def _index(path: Path, meshes: dict[str, Place], descriptions: dict[str, Place])
                     key = f"{folder}/{stem}" if folder else stem
                     into[key] = member.offset_data, member.size
             # To tarfile, a header that makes no sense is the end.
-            return not _read_at(path, (tar.offset, tarfile.BLOCKSIZE)).strip(b"\0")
-    except (tarfile.TarError, OSError):
+            file.seek(tar.offset)
+            return not file.read(tarfile.BLOCKSIZE).strip(b"\0")
+    except tarfile.TarError:
         return False
-
-
-def _read_places(path: Path, places: Sequence[Place]) -> list[bytes]:
-    limits = (DEFAULT_LIMITS.num_bytes, _MAX_DESCRIPTION_BYTES)
-    for (_, size), limit in zip(places, limits, strict=False):
-        if size > limit:
-            raise InputError(f"a member has {size} bytes, at most {limit} are read", where=path)
-    try:
-        parts = [_read_at(path, place) for place in places]
-    except OSError as error:
-        raise InputError(f"the tar cannot be read: {error.strerror}", where=path) from error
-    if [len(part) for part in parts] != [size for _, size in places]:
-        raise InputError("the tar is cut off", where=path, fix="make or fetch it again")
-    return parts
-
-
-def _read_at(path: Path, place: Place) -> bytes:
-    with path.open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), place[1], place[0])
 
 
 def _said(description: bytes, item: MeshItem) -> dict[str, Any]:
