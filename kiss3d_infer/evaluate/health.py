@@ -43,7 +43,7 @@ def mesh_health(mesh: Mesh) -> dict[str, float]:
     if len(faces) == 0:
         raise InputError("no face of the mesh has three distinct corners", fix="give a whole mesh")
     heights, areas = _heights_and_areas(vertices[faces].astype(np.float64))
-    edges = _Edges.of(faces, len(vertices))
+    edges = _Edges.of(faces)
     component = edges.components()
     area = np.bincount(component, areas)
     volume = np.bincount(component, signed_volumes(vertices, faces))
@@ -81,8 +81,8 @@ class _Edges:
     balance: NDArray[np.int64]
 
     @classmethod
-    def of(cls, faces: Int32, num_vertices: int) -> "_Edges":
-        _, of_faces, _, num_faces = edge_table(faces, num_vertices)
+    def of(cls, faces: Int32) -> "_Edges":
+        _, of_faces, _, num_faces = edge_table(faces)
         direction = np.sign(np.roll(faces, -2, axis=1) - np.roll(faces, -1, axis=1))
         balance = np.bincount(of_faces.ravel(), direction.ravel())
         return cls(of_faces, num_faces, balance.astype(np.int64))

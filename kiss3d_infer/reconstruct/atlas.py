@@ -134,7 +134,7 @@ def axis_labels(vertices: Float32, faces: Int32) -> Int64:
     facing = normals @ _AXES.T
     # A face without area lies along any axis.
     allowed = (facing >= _LEAST_COSINE) | (np.abs(facing).max(1, keepdims=True) < _LEAST_COSINE)
-    neighbours = _neighbours(faces, len(vertices))
+    neighbours = _neighbours(faces)
     labels: Int64 = facing.argmax(1)
     for _ in range(_SMOOTHING_PASSES):
         votes = neighbours @ _one_hot(labels) / 3 + _OWN_SAY * facing
@@ -154,9 +154,9 @@ def _one_hot(labels: Int64) -> Float64:
     return np.eye(len(_AXES))[labels]
 
 
-def _neighbours(faces: Int32, num_vertices: int) -> sparse.csr_matrix:
+def _neighbours(faces: Int32) -> sparse.csr_matrix:
     """[F, F] ones where two faces share an edge."""
-    first, second = edge_table(faces, num_vertices)[2].T
+    first, second = edge_table(faces)[2].T
     rows, columns = np.r_[first, second], np.r_[second, first]
     shape = (len(faces), len(faces))
     return sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()

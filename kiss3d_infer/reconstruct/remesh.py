@@ -51,7 +51,7 @@ def remesh(
 
 
 def _collapse_short_edges(state: Float32, faces: Int32, shortest: Float32) -> Int32:
-    edges, face_edges, _, num_faces = edge_table(faces, len(state))
+    edges, face_edges, _, num_faces = edge_table(faces)
     urgency = _collapse_urgency(state, faces, edges, face_edges, shortest)
     candidates: Int64 = np.flatnonzero(urgency > 0).astype(np.int64)
     # Sorting inside a kernel would multiply its compile time; a stable order is deterministic.
@@ -60,11 +60,25 @@ def _collapse_short_edges(state: Float32, faces: Int32, shortest: Float32) -> In
     return _collapse(state, faces, order, edges, num_faces, starts, incident)
 
 
+@compiled
 def _drop_unused(state: Float32, faces: Int32) -> tuple[Float32, Int32]:
-    used = np.zeros(len(state), bool)
-    used[faces] = True
-    renumbered = np.cumsum(used, dtype=np.int32) - np.int32(1)
-    return state[used], renumbered[faces]
+    number = np.full(state.shape[0], -1, np.int32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            number[faces[face, corner]] = 0
+    kept = np.empty(state.shape, np.float32)
+    count = 0
+    for vertex in range(state.shape[0]):
+        if number[vertex] == 0:
+            number[vertex] = count
+            for k in range(state.shape[1]):
+                kept[count, k] = state[vertex, k]
+            count += 1
+    renumbered = np.empty(faces.shape, np.int32)
+    for face in range(faces.shape[0]):
+        for corner in range(3):
+            renumbered[face, corner] = number[faces[face, corner]]
+    return kept[:count].copy(), renumbered
 
 
 @compiled
@@ -74,13 +88,11 @@ def _distance(state: Float32, u: int, v: int) -> float:
 
 
 @compiled
-def _write_face_normal(state: Float32, a: int, b: int, c: int, normal: Float32) -> None:
-    """Write (b - a) x (c - a), twice the area long."""
-    for k in range(3):
-        i, j = (k + 1) % 3, (k + 2) % 3
-        normal[k] = (state[b, i] - state[a, i]) * (state[c, j] - state[a, j]) - (
-            state[b, j] - state[a, j]
-        ) * (state[c, i] - state[a, i])
+def _face_normal(state: Float32, a: int, b: int, c: int) -> tuple[float, float, float]:
+    """(b - a) x (c - a), twice the area long."""
+    x, y, z = state[b, 0] - state[a, 0], state[b, 1] - state[a, 1], state[b, 2] - state[a, 2]
+    u, v, w = state[c, 0] - state[a, 0], state[c, 1] - state[a, 1], state[c, 2] - state[a, 2]
+    return y * w - z * v, z * u - x * w, x * v - y * u
 
 
 @compiled
@@ -100,7 +112,8 @@ def _collapse_urgency(
     vertex_normals = np.zeros((state.shape[0], 3), np.float32)
     for face in range(faces.shape[0]):
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-        _write_face_normal(state, a, b, c, face_normals[face])
+        x, y, z = _face_normal(state, a, b, c)
+        face_normals[face, 0], face_normals[face, 1], face_normals[face, 2] = x, y, z
         for corner in range(3):
             for k in range(3):
                 vertex_normals[faces[face, corner], k] += face_normals[face, k]
@@ -209,7 +222,7 @@ def _may_collapse(
 def _split_long_edges(state: Float32, faces: Int32, longest: Float32) -> tuple[Float32, Int32]:
     """Put a vertex at the middle of every edge longer than the mean limit of its ends."""
     num_vertices = state.shape[0]
-    edges, face_edges, _, num_faces = edge_table(faces, num_vertices)
+    edges, face_edges, _, num_faces = edge_table(faces)
     middle = np.full(edges.shape[0], -1, np.int32)
     num_new, num_pieces = 0, faces.shape[0]
     for edge in range(edges.shape[0]):
@@ -282,7 +295,7 @@ def _append(pieces: Int32, count: int, a: int, b: int, c: int) -> int:
 def _flip_to_even_valence(state: Float32, faces: Int32) -> None:
     """Flip, in place, each edge whose flip evens the valences and keeps both faces' orientation."""
     num_vertices = state.shape[0]
-    edges, face_edges, edge_faces, num_faces = edge_table(faces, num_vertices)
+    edges, face_edges, edge_faces, num_faces = edge_table(faces)
     starts, incident = incident_faces(faces, num_vertices)
     valence = starts[1:] - starts[:-1]
     # Tables go stale around a flip, so every face that touches one of its corners is done.
@@ -326,12 +339,8 @@ def _are_joined(faces: Int32, u: int, v: int, starts: Int32, incident: Int32) ->
 @compiled
 def _flip_keeps_side(state: Float32, a: int, b: int, c: int, d: int) -> bool:
     """Whether triangles (c, a, d) and (d, b, c) face the way that (c, a, b) and (d, b, a) do."""
-    old, other = np.empty(3, np.float32), np.empty(3, np.float32)
-    first, second = np.empty(3, np.float32), np.empty(3, np.float32)
-    _write_face_normal(state, c, a, b, old)
-    _write_face_normal(state, d, b, a, other)
-    _write_face_normal(state, c, a, d, first)
-    _write_face_normal(state, d, b, c, second)
+    old, other = _face_normal(state, c, a, b), _face_normal(state, d, b, a)
+    first, second = _face_normal(state, c, a, d), _face_normal(state, d, b, c)
     along_first, along_second = float32(0.0), float32(0.0)
     for k in range(3):
         along_first += (old[k] + other[k]) * first[k]

@@ -22,18 +22,18 @@ def state_of(vertices, length):
 
 
 def euler_characteristic(vertices, faces):
-    return len(vertices) - len(edge_table(faces, len(vertices))[0]) + len(faces)
+    return len(vertices) - len(edge_table(faces)[0]) + len(faces)
 
 
 def edge_lengths(vertices, faces):
-    edges = edge_table(faces, len(vertices))[0]
+    edges = edge_table(faces)[0]
     return np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1)
 
 
 def test_edge_table_names_every_edge_once_with_its_two_faces():
     mesh = trimesh.creation.icosphere(2)
     faces = mesh.faces.astype(np.int32)
-    edges, face_edges, edge_faces, num_faces = edge_table(faces, len(mesh.vertices))
+    edges, face_edges, edge_faces, num_faces = edge_table(faces)
     assert {tuple(e) for e in edges} == {tuple(e) for e in mesh.edges_unique}
     assert (num_faces == 2).all()
     for face in range(0, len(faces), 37):
