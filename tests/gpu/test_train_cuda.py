@@ -11,6 +11,8 @@ sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
 
 from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
 
+from kiss3d_train.breakdown import PARTS, StepClock
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -43,3 +45,23 @@ def test_engines_train_alike_and_resume(kind: str, stage: int) -> None:
     assert train_steps(resumed, config, 3, 6) == pytest.approx(losses[3:], rel=1e-3)
     assert losses == pytest.approx(CPU_LOSSES, rel=3e-3)
     assert all(torch.isfinite(tensor).all() for tensor in flat(resumed.gather()).values())
+
+
+def test_parts_of_a_step_are_timed_on_the_device_without_a_wait() -> None:
+    clock = StepClock(torch.device("cuda"))
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    matrix = torch.randn(4096, 4096, device="cuda")
+    (matrix @ matrix).sum().item()  # what is set up at the first product
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        began.record()
+        with clock.on_device("forward_backward"):
+            for _ in range(20):
+                matrix @ matrix
+        ended.record()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    seconds = clock.take(1)[PARTS.index("forward_backward")].item()
+    torch.cuda.synchronize()
+    assert 0 < seconds <= began.elapsed_time(ended) / 1000 * 1.001  # rounding
+    assert clock.take(1).tolist() == [0.0] * len(PARTS)
