@@ -4,7 +4,7 @@
         weights.safetensors     float32 masters of what trains
         moments.safetensors     exp_avg/<name> and exp_avg_sq/<name> of AdamW
         ema.safetensors         float32 moving average of the weights, of runs that keep one
-        state.json              step, identity, MLflow run, checksums of all of it
+        state.json              step, identity, MLflow run, the best so far, checksums of it all
 
 The learning rate, the sample order and all randomness are functions of the recipe and the step, so
 they need no state of their own.
@@ -79,6 +79,14 @@ class Checkpoint:
     tracking_run: str | None
 
 
+@dataclass(frozen=True)
+class Best:
+    """The lowest held-out loss so far, and the optimizer steps after which it was measured."""
+
+    step: int
+    loss: float
+
+
 class BrokenCheckpointError(Exception):
     """A file of a checkpoint is missing, altered or unreadable."""
 
@@ -91,8 +99,9 @@ def save(
     tracking_run: str | None,
     *,
     keep: int,
+    best: Best | None = None,
 ) -> Path:
-    """Write a checkpoint aside, make it visible by one rename, keep only the newest `keep`.
+    """Write a checkpoint aside, make it visible by one rename, keep the newest `keep` and the best.
 
     Raises:
         InputError: the folder cannot be written.
@@ -102,14 +111,15 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        _write(aside, step, state, identity, tracking_run)
+        _write(aside, step, state, identity, tracking_run, best)
         shutil.rmtree(final, ignore_errors=True)  # an earlier attempt at the same step
         aside.rename(final)
         _sync(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+        if best is None or old != path_of(folder, best.step):
+            shutil.rmtree(old)
     return final
 
 
@@ -151,6 +161,15 @@ def load(path: Path) -> Checkpoint:
         raise BrokenCheckpointError(f"{type(error).__name__}: {error}") from error
 
 
+def best_at(folder: Path, step: int) -> Best | None:
+    """What was the best when the checkpoint of that step was saved; None if that says nothing."""
+    try:
+        found = _read_manifest(path_of(folder, step)).get("best")
+        return None if found is None else Best(**found)
+    except (OSError, KeyError, TypeError, ValueError, BrokenCheckpointError):
+        return None
+
+
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint, with a warning for each broken one; None if there is none."""
     for path in _newest_first(folder):
@@ -187,7 +206,12 @@ def has_checkpoints(folder: Path) -> bool:
 
 
 def _write(
-    folder: Path, step: int, state: State, identity: Identity, tracking_run: str | None
+    folder: Path,
+    step: int,
+    state: State,
+    identity: Identity,
+    tracking_run: str | None,
+    best: Best | None,
 ) -> None:
     from safetensors.torch import save_file
 
@@ -200,6 +224,7 @@ def _write(
         "step": step,
         "identity": asdict(identity),
         "tracking_run": tracking_run,
+        "best": None if best is None else asdict(best),
         "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())},
     }
     manifest["sha256"] = _digest(manifest)

@@ -83,6 +83,11 @@ def result_of(config: TrainConfig) -> Path:
     return adapter_of(config.run.dir) if config.full is None else base_of(config.run.dir)
 
 
+def best_adapter_of(run_dir: Path) -> Path:
+    """Where the adapter with the lowest held-out loss lies."""
+    return run_dir / "adapter_best" / "pytorch_lora_weights.safetensors"
+
+
 def values_of(config: TrainConfig) -> dict[str, str]:
     """Every value of a recipe as text, by its dotted key."""
     return Resolved(config, {}).values()

@@ -7,7 +7,7 @@ import torch
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train import checkpoint
-from kiss3d_train.checkpoint import BrokenCheckpointError, Identity
+from kiss3d_train.checkpoint import Best, BrokenCheckpointError, Identity
 from kiss3d_train.engine import State
 
 IDENTITY = Identity("base", "data", "encoder", ("attn.to_q", "attn.to_k"), 2, 2.0, 3, 4)
@@ -38,6 +38,20 @@ def test_only_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> No
     for step in (5, 10, 900, 1000):
         save(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000900", "step-00001000"]
+
+
+def test_the_best_is_kept_beyond_the_newest(tmp_path: Path) -> None:
+    best = None
+    for step in (1, 2, 3, 4, 5):
+        best = Best(2, 0.5) if step == 2 else best
+        checkpoint.save(tmp_path, step, state_of(step), IDENTITY, "run-1", keep=2, best=best)
+    kept = ["step-00000002", "step-00000004", "step-00000005"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+    assert checkpoint.best_at(tmp_path, 5) == Best(2, 0.5)
+    assert checkpoint.best_at(tmp_path, 1) is None
+    better = Best(6, 0.25)
+    checkpoint.save(tmp_path, 6, state_of(6), IDENTITY, "run-1", keep=2, best=better)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
