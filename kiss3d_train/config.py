@@ -232,6 +232,36 @@ class FullSection(Config):
         return self
 
 
+class SamplesSection(Config):
+    """Bundles drawn beside the training, always from the same prompts and noise."""
+
+    every: Annotated[Integer, Field(ge=0)] = 0
+    """Optimizer steps between rounds; 0 draws only at the end."""
+    held_out: Annotated[Integer, Field(ge=0)] = 0
+    """Captions of the validation split that are drawn, its first ones; the drawings are compared
+    with the bundles that the captions belong to."""
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Prompts that are drawn too."""
+    seed: Annotated[Integer, Field(ge=0)] = 0
+    """Seed of the first drawing; the next one's is one more."""
+    steps: Positive = 20
+    """Euler steps of a drawing."""
+    guidance: Annotated[Number, Field(ge=0)] = 3.5
+    """Embedded guidance of a drawing."""
+    reconstruct: bool = False
+    """Also make a mesh of every drawing that is a valid bundle, and compare their silhouettes."""
+    cpus: Annotated[Number, Field(gt=0)] = 1
+    """CPU cores that a round reserves, beside those of the workers."""
+    gpus: Annotated[Number, Field(ge=0, le=1)] = 0
+    """A GPU, or the share of one, that a round reserves; 0 draws on the CPU. Where all are taken, a
+    round waits until the workers have ended, and the newest weights are drawn with."""
+
+    @property
+    def num_drawings(self) -> int:
+        """Drawings per round if the validation split is large enough; without any there is none."""
+        return self.held_out + len(self.prompts)
+
+
 class TrackingSection(Config):
     """Where metrics go."""
 
@@ -258,6 +288,7 @@ class TrainConfig(Config):
     scaling: ScalingSection = ScalingSection()
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
+    samples: SamplesSection = SamplesSection()
     tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")

@@ -1,0 +1,190 @@
+"""One round: draw every prompt with an adapter, judge the bundles, and put them on one sheet."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from kiss3d_infer.bundle import Bundle, BundleReport, save_bundle, silhouettes, validate
+from kiss3d_infer.bundle.normals import decode
+from kiss3d_infer.errors import InputError
+from kiss3d_infer.files import writing
+from kiss3d_infer.flux.base import load_base
+from kiss3d_infer.flux.lora import apply_lora
+from kiss3d_infer.flux.sampling import generate_bundle
+from kiss3d_infer.scene.likeness import likeness
+from kiss3d_infer.scene.pictures import contact_sheet
+from kiss3d_train.config import SamplesSection, TrainConfig
+from kiss3d_train.data.shards import ShardReader, decode_sample
+from kiss3d_train.samples.rounds import Round
+
+_HIGHEST_PSNR = 100.0  # dB; equal pictures would give infinity
+_SHEET_WIDTH = 2048
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn: a prompt, and the bundle that it belongs to if it is a held-out caption."""
+
+    prompt: str
+    seed: int
+    truth: Bundle | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn bundle and how good it is.
+
+    Attributes:
+        measurements: `rows_iou`, of a view's silhouettes in the RGB and the normal row, the mean of
+            the views, which says nothing where `background` is low: see `BundleReport`; with the
+            truth those of `compared`; with a mesh `reconstruction_iou`.
+        problems: sentences; none if the bundle is valid.
+    """
+
+    subject: Subject
+    bundle: Bundle
+    measurements: dict[str, float]
+    problems: tuple[str, ...]
+
+
+def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
+    """Draw, measure and write a round; returns its metrics by MLflow name.
+
+    Raises:
+        InputError: the base, the adapter or the data set cannot be read.
+    """
+    began = time.perf_counter()
+    reader = ShardReader(config.data.shards)
+    subjects = subjects_of(config.samples, reader)
+    if not subjects:
+        raise InputError(
+            "there is nothing to draw: the validation split is empty",
+            where="samples.held_out",
+            fix="give samples.prompts",
+        )
+    device = "cuda" if config.samples.gpus > 0 else "cpu"
+    pipeline = load_base(config.base.path, dtype=config.base.dtype, device=device)
+    layout = apply_lora(pipeline, what.adapter).layout
+    drawings = []
+    for number, subject in enumerate(subjects):
+        bundle = generate_bundle(
+            pipeline,
+            subject.prompt,
+            layout=layout,
+            tile=reader.index.tile,
+            steps=config.samples.steps,
+            guidance=config.samples.guidance,
+            seed=subject.seed,
+        )
+        save_bundle(bundle, what.folder / f"{number}.bundle.png")
+        drawings.append(judged(subject, bundle))
+    del pipeline  # its memory may be needed for the reconstruction
+    if config.samples.reconstruct:
+        drawings = [with_reconstruction(drawing, device) for drawing in drawings]
+    metrics = metrics_of(drawings) | {"samples/seconds": time.perf_counter() - began}
+    _write(what, drawings, metrics)
+    return metrics
+
+
+def subjects_of(section: SamplesSection, reader: ShardReader) -> list[Subject]:
+    """The first held-out captions, then the recipe's prompts, always with the same seeds."""
+    held_out = min(section.held_out, reader.num_samples("val"))
+    truths = [decode_sample(reader.read("val", index)) for index in range(held_out)]
+    known = [Subject(str(meta["caption"]), 0, bundle) for bundle, meta in truths]
+    subjects = [*known, *(Subject(prompt, 0) for prompt in section.prompts)]
+    return [replace(s, seed=section.seed + number) for number, s in enumerate(subjects)]
+
+
+def judged(subject: Subject, bundle: Bundle) -> Drawing:
+    """Validate a drawing, and compare it with the truth where there is one."""
+    report: BundleReport = validate(bundle)
+    by_view = [v for k, v in report.measurements.items() if k.startswith("silhouette_iou/")]
+    background = report.measurements["background"]
+    measured = {"background": background, "rows_iou": sum(by_view) / len(by_view)}
+    if subject.truth is not None:
+        measured |= compared(bundle, subject.truth)
+    return Drawing(subject, bundle, measured, report.problems)
+
+
+def compared(drawn: Bundle, truth: Bundle) -> dict[str, float]:
+    """How near a drawing is to the bundle of its caption, of the same layout and tile.
+
+    A caption does not tell everything, so that a perfect model is not near either.
+
+    Returns:
+        `psnr/rgb` of the RGB row in dB, at most 100; `truth_iou` of the silhouettes; `normal_error`
+        in degrees where both show the object: see `likeness`.
+    """
+    psnr = (-10 * (drawn.rgb - truth.rgb).square().mean().log10()).clamp(max=_HIGHEST_PSNR)
+    found = likeness(_masks(drawn), _masks(truth), _normals(drawn), _normals(truth))
+    return {
+        "psnr/rgb": float(psnr),
+        "truth_iou": found["silhouette_iou"],
+        "normal_error": found["normal_error"],
+    }
+
+
+def with_reconstruction(drawing: Drawing, device: str) -> Drawing:
+    """The drawing with how well its mesh fits it; as it is where it is not fit for one."""
+    from kiss3d_infer.reconstruct import reconstruct
+
+    if drawing.problems:
+        return drawing
+    try:
+        made = reconstruct(drawing.bundle, device=device)
+    except InputError as error:
+        return replace(drawing, problems=(f"it cannot be reconstructed: {error.what}",))
+    iou = made.measurements["silhouette_iou"]
+    return replace(drawing, measurements=drawing.measurements | {"reconstruction_iou": iou})
+
+
+def metrics_of(drawings: Sequence[Drawing]) -> dict[str, float]:
+    """The share of valid bundles, and the mean of each measurement over the drawings that have it.
+
+    A figure of valid bundles alone, as `reconstruction_iou`, is missing where there is none.
+    """
+    valid = sum(not drawing.problems for drawing in drawings) / len(drawings)
+    metrics = {"samples/valid_share": valid}
+    for name in sorted({name for drawing in drawings for name in drawing.measurements}):
+        values = [d.measurements[name] for d in drawings if name in d.measurements]
+        metrics[f"samples/{name}"] = sum(values) / len(values)
+    return metrics
+
+
+def _write(what: Round, drawings: Sequence[Drawing], metrics: dict[str, float]) -> None:
+    record = {"step": what.step, "metrics": metrics, "drawings": [_told(d) for d in drawings]}
+    with writing(what.record) as aside:
+        aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    # Cells at fixed places, so that two runs' sheets can be laid over each other.
+    sheet = contact_sheet(list(_cells(drawings)), columns=2, width=_SHEET_WIDTH)
+    with writing(what.sheet) as aside:
+        sheet.save(aside)
+
+
+def _told(drawing: Drawing) -> dict[str, Any]:
+    return {
+        "prompt": drawing.subject.prompt,
+        "seed": drawing.subject.seed,
+        "measurements": drawing.measurements,
+        "problems": drawing.problems,
+    }
+
+
+def _cells(drawings: Sequence[Drawing]) -> Iterator[tuple[str, Tensor]]:
+    for drawing in drawings:
+        subject = drawing.subject
+        yield f"seed {subject.seed}: {subject.prompt}", drawing.bundle.image
+        if subject.truth is not None:
+            yield "its held-out bundle", subject.truth.image
+
+
+def _masks(bundle: Bundle) -> Tensor:
+    return silhouettes(bundle)[:, 0] > 0.5
+
+
+def _normals(bundle: Bundle) -> Tensor:
+    return decode(bundle.normal_colors).movedim(1, -1)
