@@ -311,6 +311,8 @@ class TrainConfig(Config):
             raise ValueError("full needs base.quantize=none")
         if self.data.on_corrupt != "stop":
             raise ValueError("full needs data.on_corrupt=stop")
+        if self.samples.num_drawings:
+            raise ValueError("full draws no samples")
         return self
 
     @model_validator(mode="after")

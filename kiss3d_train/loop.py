@@ -13,6 +13,8 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.average import WeightAverage
+from kiss3d_train.breakdown import StepClock, step_breakdown
+from kiss3d_train.checkpoint import Best
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves
 from kiss3d_train.engine import Batch, Engine, LossFn
@@ -52,6 +54,8 @@ class Trainer:
         mfu_per_rate: share of the devices' peak that a sample per second takes; None if unknown.
         curves: what `loss_fn` leaves for a drain, if it does.
         average: of the weights, updated in every step.
+        best: lowest held-out loss so far; a step that improves it is saved.
+        request_samples: leaves the weights after so many steps to be drawn with. Collective.
     """
 
     config: TrainConfig
@@ -64,8 +68,13 @@ class Trainer:
     mfu_per_rate: float | None = None
     curves: LossCurves | None = None
     average: WeightAverage | None = None
+    best: Best | None = None
+    request_samples: Callable[[int], None] | None = None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._clock = StepClock(self.engine.device)
 
     def run(self, first_step: int) -> tuple[int, list[float]]:
         """Train to the end or until asked to stop; returns the steps done and each one's loss."""
@@ -78,11 +87,15 @@ class Trainer:
             is_last, stop = step == config.run.steps, False
             validates = self.validate and (is_last or _due(step, config.validation.every))
             saves = is_last or _due(step, config.checkpoint.every)
-            if validates or saves or _due(step, config.run.log_every):
+            draws = self.request_samples and (is_last or _due(step, config.samples.every))
+            if validates or saves or draws or _due(step, config.run.log_every):
                 window, stop = self.drain(step)  # so that no step's time holds what follows
                 losses += window
             if self.validate and validates:
-                self.log(self.validate(), step)
+                saves |= self._hold_out(self.validate(), step)
+                self._drained_at = time.perf_counter()
+            if self.request_samples and draws:
+                self.request_samples(step)  # before the checkpoint, which would end its repetition
                 self._drained_at = time.perf_counter()
             if stop or saves:
                 self.save(step)
@@ -93,11 +106,15 @@ class Trainer:
 
     def train_step(self, step: int) -> None:
         """One optimizer step: this worker's share of the global batch, then all workers' update."""
-        batches = self.stream.micro_batches(step)
-        loss = self.engine.forward_backward(self.loss_fn, batches)
-        grad_norm = self.engine.step(learning_rate(self.config, step))
-        if self.average:
-            self.average.update(step)
+        clock = self._clock
+        with clock.on_host("data_wait"):
+            batches = self.stream.micro_batches(step)
+        with clock.on_device("forward_backward"):
+            loss = self.engine.forward_backward(clock.timed("forward", self.loss_fn), batches)
+        with clock.on_device("reduce_optimizer"):
+            grad_norm = self.engine.step(learning_rate(self.config, step))
+            if self.average:
+                self.average.update(step)
         self._pending.append((loss, grad_norm))
 
     def drain(self, step: int) -> tuple[list[float], bool]:
@@ -114,9 +131,11 @@ class Trainer:
         norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
         counts = (float(self._stop_is_requested()), float(self.stream.num_skipped))
         parts = self.curves.take() if self.curves else losses.new_zeros(0)
-        summed = torch.cat([losses, norms, losses.new_tensor(counts), parts])
+        times = self._clock.take(num).to(losses)
+        summed = torch.cat([losses, norms, losses.new_tensor(counts), parts, times])
         dist.all_reduce(summed)
-        stop, skipped, *curves = summed[2 * num :].tolist()
+        stop, skipped, *sums = summed[2 * num :].tolist()
+        curves, times_by_rank = sums[: len(parts)], sums[len(parts) :]
         values = (summed[: 2 * num] / dist.get_world_size()).tolist()
         means, grad_norms = values[:num], values[num:]
         seconds = (time.perf_counter() - self._drained_at) / num
@@ -131,18 +150,30 @@ class Trainer:
             self.log(self.curves.metrics(curves), step)
         rate = self.config.data.global_batch / seconds
         self.log({"perf/step_s": seconds, "perf/samples_per_s": rate}, step)
+        self.log(step_breakdown(times_by_rank), step)
         if self.config.data.on_corrupt == "skip":
             self.log({"data/skipped_samples": skipped}, step)
-        if self.mfu_per_rate:
-            self.log({"perf/mfu": rate * self.mfu_per_rate}, step)
+        mfu = rate * self.mfu_per_rate if self.mfu_per_rate else None
+        if mfu:
+            self.log({"perf/mfu": mfu}, step)
         if self.sink:
-            self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds))
+            self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds, mfu))
         return means, stop > 0
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Send metrics on rank 0."""
         if self.sink:
             self.sink.log_metrics(metrics, step)
+
+    def _hold_out(self, metrics: dict[str, float], step: int) -> bool:
+        """Log held-out metrics; whether they are the best so far, the same on all workers."""
+        self.log(metrics, step)
+        loss = metrics.get("val/loss", math.nan)
+        if not loss < (self.best.loss if self.best else math.inf):  # so that NaN is never the best
+            return False
+        self.best = Best(step, loss)
+        self.log({"val/best_loss": loss}, step)
+        return True
 
     def _stop_is_requested(self) -> bool:
         return dist.get_rank() == 0 and (Path(self.config.run.dir) / STOP_FILE).exists()
@@ -173,12 +204,15 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _progress_line(config: TrainConfig, step: int, loss: float, seconds: float) -> str:
+def _progress_line(
+    config: TrainConfig, step: int, loss: float, seconds: float, mfu: float | None
+) -> str:
     left = (config.run.steps - step) * seconds
     rate = config.data.global_batch / seconds
+    utilization = f"MFU {mfu:.0%}  " if mfu else ""
     return (
         f"step {step}/{config.run.steps}  loss {loss:.4f}  {seconds:.2f} s/step  "
-        f"{rate:.1f} samples/s  {_duration(left)} left"
+        f"{rate:.1f} samples/s  {utilization}{_duration(left)} left"
     )
 
 

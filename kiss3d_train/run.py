@@ -26,15 +26,19 @@ from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
 from kiss3d_train.data.storage import Place, absolute, name_of
+from kiss3d_train.logs import keep_ray_logs, quiet_driver
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
+from kiss3d_train.registry import best_folder, register_best
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
+from kiss3d_train.samples.painter import Easel, check_room, cpus_of, drawing_beside
 from kiss3d_train.summary import (
     SUMMARY_FILE,
     TrainSummary,
     adapter_of,
     averaged_adapter_of,
+    best_adapter_of,
     finished_at,
     result_of,
     values_of,
@@ -55,6 +59,7 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
             working in run.dir.
         RuntimeError: a worker failed more often than scaling.max_failures allows.
     """
+    quiet_driver()
     config = with_absolute_paths(resolved.config)
     index = ShardReader(config.data.shards).index
     identity = identity_of(config, base_identity(config.base.path), index)
@@ -74,8 +79,10 @@ def _train_from(
     identity: Identity,
 ) -> TrainSummary:
     plan = None if config.full else make_plan(resolved)
-    with ray_session(config.scaling.workers * config.scaling.cpus_per_worker) as resources:
+    num_cpus = config.scaling.workers * config.scaling.cpus_per_worker
+    with ray_session(num_cpus + cpus_of(config.samples)) as resources:
         check_resources(config.scaling, resources)
+        check_room(config.samples, resources)
         latents = None if config.full else _encode(config, identity)
         tracker = _open_tracker(resolved, config, index, start)
         job = Job(
@@ -91,10 +98,14 @@ def _train_from(
         with tracker:
             _write_run_file(config, job)
             tracker.log_artifact(config.run.dir / RUN_FILE)
-            with _stopping(config):
-                outcome = _fit(job)
+            with _stopping(config) as is_stopping, drawing_beside(config, tracker) as easel:
+                outcome = _fit(job, easel)
+                easel.finish(is_stopping)
             summary = _conclude(job, outcome, tracker)
             tracker.close("FINISHED" if summary.status == "finished" else "KILLED")
+        if outcome.best and summary.status == "finished":  # the adapter is uploaded now
+            uri, name = config.tracking.uri, config.tracking.run_name or config.run.dir.name
+            register_best(uri, tracker.run_id, name, outcome.best)
     return summary
 
 
@@ -187,7 +198,7 @@ def _write_run_file(config: TrainConfig, job: Job) -> None:
         aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
-def _fit(job: Job) -> Outcome:
+def _fit(job: Job, easel: Easel) -> Outcome:
     """Train in a thread, so that this one can show progress and hear Ctrl-C."""
     outcome: list[Outcome] = []
     errors: list[BaseException] = []
@@ -199,12 +210,14 @@ def _fit(job: Job) -> Outcome:
             errors.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    log = job.config.run.dir / LOG_FILE
+    log, began = job.config.run.dir / LOG_FILE, time.time()
     position = log.stat().st_size if log.exists() else 0
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
+        easel.poll()
         position = _show_new_lines(log, position)
+    keep_ray_logs(job.config.run.dir, began)
     if errors:
         _raise_plainly(errors[0])
     return outcome[0]
@@ -266,13 +279,18 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
         tracker.log_artifact(adapter_of(config.run.dir), "adapter")
     if config.full is None and config.optimizer.ema_decay is not None:
         tracker.log_artifact(averaged_adapter_of(config.run.dir), "adapter_ema")
+    if outcome.best:
+        tracker.log_artifact(best_adapter_of(config.run.dir), best_folder(outcome.best))
     tracker.log_artifact(config.run.dir / SUMMARY_FILE)
     return summary
 
 
 @contextmanager
-def _stopping(config: TrainConfig) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop, and the second into an end."""
+def _stopping(config: TrainConfig) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop, and the second into an end.
+
+    Yields whether there was one.
+    """
     stop_file = config.run.dir / STOP_FILE
     stop_file.unlink(missing_ok=True)
 
@@ -284,7 +302,7 @@ def _stopping(config: TrainConfig) -> Iterator[None]:
 
     with _handling((signal.SIGINT, signal.SIGTERM), request):
         try:
-            yield
+            yield stop_file.exists
         finally:
             stop_file.unlink(missing_ok=True)
 

@@ -1,6 +1,5 @@
 """What each training process does: build the model, take over a checkpoint, train, export."""
 
-import logging
 import os
 import resource
 import time
@@ -15,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import LoraMetadata, save_lora
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train import checkpoint
 from kiss3d_train.assembly import assemble
 from kiss3d_train.average import AVERAGE_KIND, WeightAverage
-from kiss3d_train.checkpoint import Checkpoint, Identity, checkpoints_of
+from kiss3d_train.checkpoint import Best, Checkpoint, Identity, best_at, checkpoints_of
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves, tile_losses, training_loss
 from kiss3d_train.data.cache import DiskCache
@@ -29,11 +29,13 @@ from kiss3d_train.data.latents import open_split
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.storage import Place
 from kiss3d_train.data.stream import Stream
-from kiss3d_train.engine import Engine
+from kiss3d_train.engine import Engine, State
+from kiss3d_train.logs import redirect_output
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.memory import Footprint, budget_of
 from kiss3d_train.objective import Batch, squared_errors
-from kiss3d_train.summary import adapter_of, averaged_adapter_of
+from kiss3d_train.samples.rounds import Round
+from kiss3d_train.summary import adapter_of, averaged_adapter_of, best_adapter_of
 from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
@@ -82,6 +84,7 @@ class Outcome:
         peak_memory_bytes: of rank 0; device memory on a GPU, resident memory on the CPU.
         validation_at_start: held-out metrics of the LoRA that training started from; empty without
             one, and for a run that was resumed.
+        best: lowest held-out loss, if any was measured.
     """
 
     step: int
@@ -90,6 +93,7 @@ class Outcome:
     seconds: float
     peak_memory_bytes: int
     validation_at_start: dict[str, float] = field(default_factory=dict)
+    best: Best | None = None
 
 
 def ray_worker(arguments: dict[str, Job]) -> Outcome:
@@ -100,8 +104,9 @@ def ray_worker(arguments: dict[str, Job]) -> Outcome:
     do_work = work
     if job.config.full is not None:
         from kiss3d_train.whole.work import work as do_work
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if ray.train.get_context().get_world_rank() > 0:
+    rank = ray.train.get_context().get_world_rank()
+    redirect_output(job.config.run.dir, f"worker-{rank}")
+    if rank > 0:
         return do_work(job, None)
     with _opened_sink(job) as sink:
         return do_work(job, sink)
@@ -135,6 +140,14 @@ def work(job: Job, sink: Sink | None) -> Outcome:
             validation.update(held_out_loss(engine, tiles, held_out, config, job.layout))
         return validation
 
+    def request_samples(step: int) -> None:
+        state = engine.gather()
+        try:
+            _write_adapter(job, Round(config.run.dir, step).adapter, state, average)
+        except InputError as error:  # a full disk, which the next checkpoint will not overlook
+            if sink:
+                sink.show(f"warning: no samples of step {step}: {error}")
+
     curves = LossCurves(job.layout, device)
     has_validation = config.validation.samples > 0 and len(held_out) > 0
     trainer = Trainer(
@@ -143,11 +156,13 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         stream=stream,
         loss_fn=training_loss(config.objective, guidance, curves),
         validate=validate if has_validation else None,
-        save=lambda step: save(job, engine, average, step),
+        save=lambda step: save(job, engine, average, step, trainer.best),
         sink=sink,
         mfu_per_rate=_mfu_per_rate(job, device),
         curves=curves,
         average=average,
+        best=best_at(checkpoints_of(config), first_step),
+        request_samples=request_samples if config.samples.num_drawings else None,
     )
     at_start: dict[str, float] = {}
     if has_validation and first_step == 0 and config.adapter.init_from is not None:
@@ -158,7 +173,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     seconds = time.perf_counter() - began
     stream.close()
     _export(job, engine, average)
-    return Outcome(step, tuple(losses), validation, seconds, peak_memory(device), at_start)
+    peak = peak_memory(device)
+    return Outcome(step, tuple(losses), validation, seconds, peak, at_start, trainer.best)
 
 
 @contextmanager
@@ -225,9 +241,18 @@ def restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
     return found.step if found else 0, average
 
 
-def save(job: Job, engine: Engine, average: WeightAverage | None, step: int) -> None:
+def save(
+    job: Job,
+    engine: Engine,
+    average: WeightAverage | None,
+    step: int,
+    best: Best | None = None,
+) -> None:
     """Write a checkpoint after so many steps. Collective."""
     state = engine.gather()
+    if best and best.step == step:
+        # Before the checkpoint: a run that is killed in between does the step again.
+        _write_adapter(job, best_adapter_of(job.config.run.dir).parent, state, average)
     if dist.get_rank() == 0:
         if average:
             state[AVERAGE_KIND] = average.on_cpu()
@@ -238,6 +263,7 @@ def save(job: Job, engine: Engine, average: WeightAverage | None, step: int) -> 
             job.identity,
             job.tracking_run,
             keep=job.config.checkpoint.keep,
+            best=best,
         )
 
 
@@ -245,19 +271,30 @@ def _export(job: Job, engine: Engine, average: WeightAverage | None) -> None:
     """Write the adapter, and its average, where `kiss3d generate --lora` and diffusers find it."""
     weights = engine.gather()["weight"]
     if dist.get_rank() == 0:
-        adapter = job.config.adapter
-        metadata = LoraMetadata(
-            rank=adapter.rank,
-            alpha=adapter.resolved_alpha,
-            base=job.identity.base,
-            data=job.identity.data,
-            layout=job.layout,
-        )
+        metadata = _metadata(job)
         averaged = averaged_adapter_of(job.config.run.dir)
         averaged.unlink(missing_ok=True)  # of an earlier end, when the run kept one
         if average:
             save_lora(averaged.parent, average.on_cpu(), metadata)
         save_lora(adapter_of(job.config.run.dir).parent, weights, metadata)
+
+
+def _write_adapter(job: Job, folder: Path, state: State, average: WeightAverage | None) -> None:
+    """Write, on rank 0, the adapter whose held-out losses are measured."""
+    if dist.get_rank() == 0:
+        weights = average.on_cpu() if average else state["weight"]
+        save_lora(folder, weights, _metadata(job))
+
+
+def _metadata(job: Job) -> LoraMetadata:
+    adapter = job.config.adapter
+    return LoraMetadata(
+        rank=adapter.rank,
+        alpha=adapter.resolved_alpha,
+        base=job.identity.base,
+        data=job.identity.data,
+        layout=job.layout,
+    )
 
 
 def _mfu_per_rate(job: Job, device: torch.device) -> float | None:

@@ -13,6 +13,7 @@ from tiny_training import (
 )
 
 from kiss3d_infer.errors import InputError
+from kiss3d_train.checkpoint import Best
 from kiss3d_train.data.storage import DamageError
 from kiss3d_train.data.stream import Sample, Stream
 from kiss3d_train.loop import Trainer
@@ -35,7 +36,8 @@ def test_step_times_leave_out_validation_and_checkpoints(alone: None, tmp_path: 
     )
     step, losses = trainer.run(0)
     trainer.stream.close()
-    assert (step, len(losses), saved) == (9, 9, [5, 9])
+    assert (step, len(losses)) == (9, 9)
+    assert saved == [3, 5, 9]  # at step 3 for its held-out loss
     assert records.steps_with("train/loss") == list(range(1, 10))
     assert records.steps_with("val/loss") == [3, 6, 9]
     # A window ends before whatever would lengthen it.
@@ -57,6 +59,49 @@ def trainer_of(tmp_path: Path, saved: list[int], loss: float = 1.0) -> Trainer:
         save=saved.append,
         sink=Records(),
     )
+
+
+def test_only_a_lower_held_out_loss_is_the_best_and_saved(alone: None, tmp_path: Path) -> None:
+    saved: list[int] = []
+    trainer = trainer_of(tmp_path, saved)
+    sections = {"validation": {"every": 2}, "checkpoint": {"every": 99}}
+    changed = {k: getattr(trainer.config, k).model_copy(update=v) for k, v in sections.items()}
+    trainer.config = trainer.config.model_copy(update=changed)
+    losses = iter([0.6, 0.4, math.nan, 0.4, 0.3])
+    trainer.validate, trainer.best = lambda: {"val/loss": next(losses)}, Best(0, 0.5)
+    trainer.run(0)
+    trainer.stream.close()
+    assert (saved, trainer.best) == ([4, 9], Best(9, 0.3))
+    assert isinstance(trainer.sink, Records)
+    assert trainer.sink.steps_with("val/loss") == [2, 4, 6, 8, 9]
+    assert trainer.sink.steps_with("val/best_loss") == [4, 9]
+
+
+def test_samples_are_asked_for_before_the_step_is_saved(alone: None, tmp_path: Path) -> None:
+    saved: list[int] = []
+    trainer = trainer_of(tmp_path, saved)
+    samples = trainer.config.samples.model_copy(update={"every": 6})
+    trainer.config = trainer.config.model_copy(update={"samples": samples})
+    asked: list[tuple[int, list[int]]] = []
+    trainer.request_samples = lambda step: asked.append((step, list(saved)))
+    trainer.run(0)
+    trainer.stream.close()
+    assert asked == [(6, [3]), (9, [3, 6])]
+
+
+def test_the_parts_of_a_step_add_up(alone: None, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, [])
+    trainer.run(0)
+    trainer.stream.close()
+    assert isinstance(trainer.sink, Records)
+    for step in (3, 6, 9):
+        found = trainer.sink.metrics[step]
+        parts = [
+            found[f"perf/{p}_s"] for p in ("data_wait", "forward_backward", "reduce_optimizer")
+        ]
+        assert 0 < sum(parts) <= found["perf/step_s"]
+        assert 0 < found["perf/forward_s"] < found["perf/forward_backward_s"]
+        assert found["perf/straggler"] == 1.0
 
 
 def test_samples_that_were_skipped_are_counted(alone: None, tmp_path: Path) -> None:

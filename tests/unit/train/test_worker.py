@@ -9,6 +9,7 @@ from tiny_training import Records
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import base_identity
 from kiss3d_train import checkpoint
 from kiss3d_train.average import AVERAGE_KIND
@@ -16,6 +17,7 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.plan import make_plan
 from kiss3d_train.resume import identity_of
+from kiss3d_train.samples.rounds import waiting_rounds
 from kiss3d_train.summary import adapter_of, averaged_adapter_of
 from kiss3d_train.worker import Job, work
 
@@ -73,6 +75,29 @@ def test_the_average_is_validated_saved_and_exported(overrides: list[str], laten
     # To go on without one leaves no old one behind.
     work(job_of(overrides, latents, "run.steps=3"), None)
     assert adapter_of(run_dir).exists() and not averaged_adapter_of(run_dir).exists()
+
+
+def test_samples_that_cannot_be_written_are_a_warning(
+    overrides: list[str], latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    class Shown(Records):
+        def show(self, line: str) -> None:
+            shown.append(line)
+
+    def full(*_: object) -> None:
+        raise InputError("the disk is full")
+
+    asks = ["run.steps=2", "samples.every=1", "samples.prompts=[a lamp]", "validation.samples=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("kiss3d_train.worker._write_adapter", full)
+        assert work(job_of(overrides, latents, *asks), Shown()).step == 2
+    warnings = [line for line in shown if line.startswith("warning")]
+    assert warnings == [f"warning: no samples of step {s}: the disk is full" for s in (1, 2)]
+    job = job_of([f"{overrides[0]}-2", *overrides[1:]], latents, *asks)
+    work(job, None)
+    assert [what.step for what in waiting_rounds(job.config.run.dir)] == [1, 2]
 
 
 def test_the_recipes_weighting_is_trained(overrides: list[str], latents: Path) -> None:
