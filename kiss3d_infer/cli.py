@@ -227,6 +227,18 @@ def create_random_base(
     typer.echo(base.create_random_base(config, out, seed))
 
 
+def convert_lora(
+    lora: Annotated[Path, typer.Argument(help="LoRA of any layout, a file or its folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="LoRA, .safetensors.")],
+    to: Annotated[Literal["comfyui", "kohya", "diffusers"], typer.Option(help="Its layout.")],
+) -> None:
+    """Rewrite a LoRA for ComfyUI, kohya's tools or diffusers, changing nothing it does."""
+    from kiss3d_infer.flux.lora import convert_lora as convert
+
+    convert(lora, out, to)
+    typer.echo(out)
+
+
 def serve(
     config: Annotated[Path, typer.Argument(help="Serving recipe.")],
     overrides: Annotated[

@@ -20,8 +20,7 @@ app = typer.Typer(
 data = typer.Typer(help="From meshes to shards of captioned bundles.", no_args_is_help=True)
 fetch = typer.Typer(help="Fetch public data sets.", no_args_is_help=True)
 convert = typer.Typer(
-    help="Convert weights: make published ones safe to load, small ones, or random ones.",
-    no_args_is_help=True,
+    help="Make weights that load safely, are small, or suit other programs.", no_args_is_help=True
 )
 train = typer.Typer(help="Train a bundle LoRA, or a small Flux, with Ray.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -90,6 +89,7 @@ for command in (infer.doctor, infer.generate, infer.reconstruct, infer.text_to_3
 convert.command("lrm")(infer.convert_lrm)
 convert.command("pack-base")(infer.pack_base)
 convert.command("random-base")(infer.create_random_base)
+convert.command("lora")(infer.convert_lora)
 
 
 @fetch.command()

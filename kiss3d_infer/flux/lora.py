@@ -1,4 +1,4 @@
-"""LoRA files: load diffusers', kohya's and x-flux' layouts, save in diffusers'."""
+"""LoRA files: load diffusers', kohya's, ComfyUI's and x-flux' layouts, save and convert."""
 
 import json
 import re
@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_infer.flux.base import quiet_libraries
+from kiss3d_infer.flux.lora_names import Exported, LoraNameError, Pair, from_layers, to_layers
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 FILE_NAME = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
 
-LoraFormat = Literal["diffusers", "kohya", "x-flux"]
+LoraFormat = Literal["diffusers", "kohya", "comfyui", "x-flux"]
 
 _PREFIX = "transformer."
 _WEIGHT = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -86,7 +89,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
     lora_format = _format_of(tensors, file)
     _check_shapes(tensors, file)
     is_native = lora_format == "diffusers" and not any(key.endswith(".alpha") for key in tensors)
-    weights = tensors if is_native else _converted(tensors, lora_format, file)
+    weights = tensors if is_native else _converted(tensors, file)
     ranks = _check_fit(weights, pipeline.transformer, file)
     name = f"lora_{lora_identity(file)[:16]}"
     if name not in getattr(pipeline.transformer, "peft_config", {}):
@@ -123,13 +126,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float | None]:
         raise InputError(
             f"not a LoRA of the transformer in diffusers' layout: {_first(strangers)}", where=file
         )
-    with _explaining(file):
-        stated = json.loads(header.get(_DIFFUSERS_HEADER, "{}"))
-        alpha = stated.get(f"{_PREFIX}lora_alpha")
-        alpha = None if alpha is None else float(alpha)
-        has_own_scales = any(stated.get(_PREFIX + key) for key in _OWN_SCALES)
-    if has_own_scales:
-        raise InputError("this LoRA does not scale all layers by alpha / rank", where=file)
+    alpha = _stated_alpha(header, file)
     return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}, alpha
 
 
@@ -161,6 +158,70 @@ def save_lora(folder: Path, weights: Mapping[str, Tensor], metadata: LoraMetadat
     with writing(path) as aside:
         save_file(named, aside, metadata=header)
     return path
+
+
+def convert_lora(source: Path, out: Path, to: "Exported | Literal['diffusers']") -> None:
+    """Write a LoRA of any layout in another one, with the same delta W of every layer.
+
+    The alpha is multiplied into the weights where it is not the rank. In "comfyui" and "kohya",
+    layers that the original code fuses become one, block-diagonal if they share no matrix.
+
+    Args:
+        source: a .safetensors file, or a folder with `pytorch_lora_weights.safetensors`.
+        out: the .safetensors file to write.
+        to: its layout.
+
+    Raises:
+        InputError: the file cannot be read, holds something that is no LoRA of Flux, or `out` is
+            no .safetensors file.
+    """
+    from safetensors.torch import save_file
+
+    if out.suffix != ".safetensors":
+        raise InputError("a LoRA must be .safetensors", where=out, fix="give it this ending")
+    file = _lora_file(source)
+    tensors, header = _read(file)
+    metadata = _parse_metadata(header, file)
+    _format_of(tensors, file)
+    _check_shapes(tensors, file)
+    layers = _layers(tensors | _alphas_of(tensors, header, file), file)
+    try:
+        named = _named(layers) if to == "diffusers" else from_layers(layers, to)
+    except LoraNameError as error:
+        raise InputError(f"this LoRA cannot be converted: {error}", where=file) from error
+    ours = metadata and metadata.model_copy(update={"alpha": float(metadata.rank)})
+    with writing(out) as aside:
+        save_file(
+            named,
+            aside,
+            metadata={"format": "pt"} | ({_OUR_HEADER: ours.model_dump_json()} if ours else {}),
+        )
+
+
+def _stated_alpha(header: Mapping[str, str], file: Path) -> float | None:
+    with _explaining(file):
+        stated = json.loads(header.get(_DIFFUSERS_HEADER, "{}"))
+        alpha = stated.get(f"{_PREFIX}lora_alpha")
+        alpha = None if alpha is None else float(alpha)
+        has_own_scales = any(stated.get(_PREFIX + key) for key in _OWN_SCALES)
+    if has_own_scales:
+        raise InputError("this LoRA does not scale all layers by alpha / rank", where=file)
+    return alpha
+
+
+def _alphas_of(
+    tensors: Mapping[str, Tensor], header: Mapping[str, str], file: Path
+) -> dict[str, Tensor]:
+    """The alpha of diffusers' header as a tensor of each layer, as other layouts have it."""
+    if _DIFFUSERS_HEADER not in header:
+        return {}
+    alpha = _stated_alpha(header, file)
+    downs = [key for key in tensors if key.endswith(".lora_A.weight")]
+    return (
+        {}
+        if alpha is None
+        else {key.removesuffix("lora_A.weight") + "alpha": torch.tensor(alpha) for key in downs}
+    )
 
 
 def _lora_file(path: Path) -> Path:
@@ -212,53 +273,37 @@ def _explaining(file: Path) -> Iterator[None]:
 
 
 def _format_of(tensors: Mapping[str, Tensor], file: Path) -> LoraFormat:
-    if any(".lora_down." in key for key in tensors):
-        return "kohya"
+    """Which layout it is; all are read by the same table, so this is for people."""
     if any(".processor." in key for key in tensors):
         return "x-flux"
+    if any(key.startswith("diffusion_model.") for key in tensors):
+        return "comfyui"
+    if any(".lora_down." in key for key in tensors):
+        return "kohya"
     if any(".lora_A." in key for key in tensors):
         return "diffusers"
     raise InputError("no LoRA weights in this file", where=file, fix="give a LoRA for Flux")
 
 
-def _converted(
-    tensors: dict[str, Tensor], lora_format: LoraFormat, file: Path
-) -> dict[str, Tensor]:
+def _converted(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Rename to diffusers' keys, with every alpha multiplied into the weights."""
-    from diffusers import FluxPipeline
+    return _named(_layers(tensors, file))
 
-    folded = _fold_alpha(tensors)
-    if lora_format == "diffusers":
-        return folded
+
+def _layers(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
     try:
-        converted = FluxPipeline.lora_state_dict(folded)
-    # diffusers asserts the widths of FLUX.1-dev, and raises ValueError for keys it does not know.
-    except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
-        reason = (str(error) or "its layers are not FLUX.1-dev's").strip()[:200]
-        raise InputError(
-            f"this {lora_format} LoRA cannot be converted: {reason}", where=file
-        ) from error
-    # Layers outside the blocks come without the prefix, and load_lora_weights would drop them.
+        return to_layers(tensors)
+    except LoraNameError as error:
+        raise InputError(f"this LoRA cannot be converted: {error}", where=file) from error
+
+
+def _named(layers: Mapping[str, Pair]) -> dict[str, Tensor]:
+    sides = {"A": attrgetter("down"), "B": attrgetter("up")}
     return {
-        key if key.startswith((_PREFIX, "text_encoder")) else _PREFIX + key: tensor
-        for key, tensor in converted.items()
+        f"{_PREFIX}{layer}.lora_{side}.weight": take(pair).contiguous()
+        for layer, pair in layers.items()
+        for side, take in sides.items()
     }
-
-
-def _fold_alpha(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply alpha / rank into the first matrix and drop the alphas.
-
-    diffusers' converters do it for most layers, but forget the alpha of the final layer.
-    """
-    weights = dict(tensors)
-    for key, tensor in tensors.items():
-        if not key.endswith((".lora_down.weight", ".lora_A.weight")):
-            continue
-        alpha = weights.pop(key.rsplit(".", 2)[0] + ".alpha", None)
-        if alpha is not None:
-            # In float32: half precision has no room for the small products of a small alpha.
-            weights[key] = tensor.float() * (float(alpha) / tensor.shape[0])
-    return weights
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
