@@ -343,15 +343,21 @@ def validate(config: Recipe, overrides: Overrides = None) -> None:
 
 @train.command()
 def plan(config: Recipe, overrides: Overrides = None) -> None:
-    """Print the resolved recipe, the batch arithmetic and a memory estimate; take no device."""
+    """Print the resolved recipe, what it takes, and what is wrong with it; take no device."""
     from kiss3d_infer.config import load_config
     from kiss3d_train.config import TrainConfig
     from kiss3d_train.plan import make_plan, show_plan
+    from kiss3d_train.traps import traps
     from kiss3d_train.whole.plan import plan_whole
 
     resolved = load_config(TrainConfig, config, overrides or ())
-    make = make_plan if resolved.config.full is None else plan_whole
-    show_plan(resolved, make(resolved).figures())
+    if resolved.config.full is not None:
+        show_plan(resolved, plan_whole(resolved).figures())
+        return
+    made = make_plan(resolved)
+    show_plan(resolved, made.figures())
+    for sentence in traps(made):
+        typer.echo(f"  warning: {sentence}")
 
 
 @train.command()

@@ -186,7 +186,7 @@ class Plan:
                 f"{self.num_adapter / 1e6:,.2f} M weights on {len(self.adapted)} linears, float32",
             ),
             *self._initial_figures(),
-            ("checkpoint", _bytes((16 if self._has_average else 12) * self.num_adapter)),
+            ("checkpoint", _bytes(self.checkpoint_bytes)),
             *self._data_figures(),
         ]
         counts = Counter(self.keeps)
@@ -223,6 +223,11 @@ class Plan:
             ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
             ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
         ]
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint."""
+        return (16 if self._has_average else 12) * self.num_adapter
 
     @property
     def _has_average(self) -> bool:

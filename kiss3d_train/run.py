@@ -43,6 +43,7 @@ from kiss3d_train.summary import (
     result_of,
     values_of,
 )
+from kiss3d_train.traps import traps
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
 _POLL_SECONDS = 0.5
@@ -79,6 +80,8 @@ def _train_from(
     identity: Identity,
 ) -> TrainSummary:
     plan = None if config.full else make_plan(resolved)
+    for sentence in traps(plan) if plan else ():
+        print(f"warning: {sentence}", file=sys.stderr)
     num_cpus = config.scaling.workers * config.scaling.cpus_per_worker
     with ray_session(num_cpus + cpus_of(config.samples)) as resources:
         check_resources(config.scaling, resources)

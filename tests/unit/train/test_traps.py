@@ -1,0 +1,115 @@
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from kiss3d_infer.bundle.layout import PUBLISHED
+from kiss3d_infer.config import load_config
+from kiss3d_train import traps as module
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.encode import create_cache, describe_encoder
+from kiss3d_train.data.shards import SPLITS, IndexedSample, IndexedShard, ShardIndex
+from kiss3d_train.plan import make_plan
+from kiss3d_train.traps import traps
+
+ROOT = Path(__file__).parents[3]
+FLUX = ROOT / "configs" / "models" / "flux1-dev"
+Usage = namedtuple("Usage", "total used free")
+
+
+def warnings_of(shards: Path, *overrides: str) -> list[str]:
+    base = [f"base.path={FLUX}", f"data.shards={shards}", *overrides]
+    recipe = ROOT / "configs" / "train" / "flux-lora.yaml"
+    return traps(make_plan(load_config(TrainConfig, recipe, base)))
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The index of a full-size data set, on a disk with room for it."""
+    sample = IndexedSample(key="a", members={}, sha256="")
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    index = ShardIndex(
+        layout=PUBLISHED,
+        tile=512,
+        image_format="webp",
+        shards=tuple(
+            IndexedShard(
+                name=f"{split}-00000.tar",
+                split=split,
+                size=0,
+                sha256=split,
+                samples=(sample,) * 100,
+            )
+            for split in SPLITS
+        ),
+        digest="d",
+    )
+    (folder / "index.json").write_text(index.model_dump_json())
+    free_bytes(monkeypatch, 1 << 50)
+    return folder
+
+
+def free_bytes(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
+
+
+def test_a_sound_recipe_has_no_warning(shards: Path) -> None:
+    assert warnings_of(shards) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["engine.bucket_elements=500000000"], "overlaps with nothing"),
+        (["engine.zero_stage=3"], "the base fits every worker whole"),
+        (["base.dtype=float32", "base.gradient_checkpointing=true"], "base.dtype=float32 doubles"),
+        (["scaling.use_gpu=false"], "hours per step on a CPU"),
+        (
+            ["base.gradient_checkpointing=false", "engine.memory_budget_gib=40"],
+            "of which there are 40",
+        ),
+        (["base.gradient_checkpointing=true"], "computes every block twice"),
+        (["optimizer.warmup_steps=20000"], "peak learning rate is never used"),
+        (["checkpoint.every=20000"], "a crash loses the whole run"),
+        (["scaling.max_failures=0"], "the first worker that dies ends the run"),
+        (["objective.shift=none"], "trains mostly low noise at 8192 tokens"),
+        (["data.global_batch=128"], "fewer than data.global_batch"),
+        (["validation.samples=200"], "but 100 are held out"),
+    ],
+)
+def test_every_trap_of_a_recipe_is_named(shards: Path, overrides: list[str], words: str) -> None:
+    assert words in "\n".join(warnings_of(shards, *overrides))
+
+
+def test_a_deepspeed_that_is_quadratic_in_tensors_is_named(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "version", lambda _: "0.18.5")
+    assert "install 0.18.7 or newer" in "\n".join(warnings_of(shards))
+    assert warnings_of(shards, "engine.kind=ddp") == []
+
+
+def test_a_disk_that_will_be_full_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes(monkeypatch, 1 << 29)
+    checkpoints, latents = warnings_of(shards)
+    assert "3 checkpoints and one more take" in checkpoints
+    # 200 samples of 2 MiB of latents and 4 MiB of text.
+    assert "latents and text embeddings take 1.2 GiB, and 0.5 are free" in latents
+
+
+def test_latents_of_another_precision_are_named(shards: Path) -> None:
+    root = shards.with_name("shards.latents")
+    create_cache(describe_encoder(FLUX, "b" * 64, PUBLISHED, "float32"), root)
+    assert "all will be encoded anew" in "\n".join(warnings_of(shards))
+    assert "has another dtype" in "\n".join(warnings_of(shards))
+    create_cache(describe_encoder(FLUX, "b" * 64, PUBLISHED, "bfloat16"), root)
+    assert "2 of 2 shards are not encoded yet" in "\n".join(warnings_of(shards))
+
+
+def test_a_data_set_without_held_out_samples_is_named(shards: Path) -> None:
+    file = shards / "index.json"
+    index = ShardIndex.model_validate_json(file.read_text())
+    file.write_text(index.model_copy(update={"shards": index.shards[:1]}).model_dump_json())
+    assert "there will be no val/loss" in "\n".join(warnings_of(shards))
