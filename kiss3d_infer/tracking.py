@@ -1,8 +1,8 @@
 """MLflow, and the one place that writes to it; `logged_run` reads what is there.
 
 Nothing here ever waits for the server but `Tracker.open` and `Tracker.close`: records go into a
-bounded buffer that a daemon thread empties, so that a slow or dead server costs points of a curve
-and never a step.
+bounded buffer that a daemon thread empties, so that a slow or dead server never costs a step.
+Points that are not delivered by the end are lost, unless a `PointLog` keeps them for the next one.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder
+from kiss3d_infer.point_log import PointLog
 
 DEFAULT_URI = "sqlite:///mlruns.db"
 """A database in the working directory."""
@@ -75,6 +77,7 @@ class Tracker:
         self._params: dict[str, str] = {}
         self._last_step: dict[str, int] = {}
         self._last_step_before: dict[str, int] = {}
+        self._points: PointLog | None = None
         self._upload_bytes = 0
         self._pending: deque[_Metrics | _Job] = deque()
         self._changed = threading.Condition()
@@ -120,7 +123,7 @@ class Tracker:
         return cls(uri, run.info.run_id, client, run)
 
     @classmethod
-    def attach(cls, uri: str, run_id: str) -> Self:
+    def attach(cls, uri: str, run_id: str, points: Path | None = None) -> Self:
         """Log points into a run that another process has opened and will end.
 
         Does not wait for the server: one that is away now is asked again until it is back.
@@ -128,9 +131,16 @@ class Tracker:
         Args:
             uri: as `absolute_uri` gives it.
             run_id: of the run.
+            points: a file that keeps all points of the run. Those of earlier processes that never
+                arrived are sent first.
         """
         import_mlflow()
-        return cls(uri, run_id)
+        tracker = cls(uri, run_id)
+        if points:
+            tracker._points = PointLog(points)
+            tracker._last_step = tracker._points.last_steps()
+            tracker._submit(partial(tracker._send_earlier, tracker._points))
+        return tracker
 
     @property
     def how_to_open(self) -> str:
@@ -168,6 +178,8 @@ class Tracker:
         now = int(time.time() * 1000)
         new = {key: value for key, value in metrics.items() if step > self._last_step.get(key, -1)}
         self._last_step |= dict.fromkeys(new, step)
+        if new and self._points:
+            self._points.append(new, now, step)
         if new:
             self._submit([Metric(key, float(value), now, step) for key, value in new.items()])
 
@@ -210,6 +222,8 @@ class Tracker:
         with self._changed:
             self.num_dropped += sum(_size(record) for record in self._pending) + (not ended)
             self._pending.clear()
+        if self._points:
+            self._points.close()
         if self.num_dropped:
             _log.warning("%d records never reached MLflow at %s", self.num_dropped, self._uri)
 
@@ -305,6 +319,14 @@ class Tracker:
         self._last_step_before = {point.key: point.step for point in run.to_proto().data.metrics}
         self._client = client
         return client
+
+    def _send_earlier(self, log: PointLog, client: Any) -> None:
+        """Send what earlier processes logged and the server lacks."""
+        from mlflow.entities import Metric
+
+        for part in log.earlier(_MAX_POINTS_PER_REQUEST):
+            if points := self._not_yet_there([Metric(*point) for point in part]):
+                client.log_batch(self.run_id, metrics=points)
 
     def _not_yet_there(self, points: _Metrics) -> _Metrics:
         """The points without those that an earlier process has logged."""

@@ -104,8 +104,10 @@ def save(
     """Write a checkpoint aside, make it visible by one rename, keep the newest `keep` and the best.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the disk is full; what was there stays.
     """
+    from safetensors import SafetensorError
+
     final = path_of(writable_folder(folder), step)
     aside = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -115,6 +117,12 @@ def save(
         shutil.rmtree(final, ignore_errors=True)  # an earlier attempt at the same step
         aside.rename(final)
         _sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the checkpoint of step {step} cannot be written: {error}",
+            where=folder,
+            fix="free space; the same command then goes on from the checkpoint before",
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in _newest_first(folder)[keep:]:

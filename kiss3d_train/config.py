@@ -174,6 +174,10 @@ class ScalingSection(Config):
 
     workers: Positive = 1
     """Number of training processes."""
+    min_workers: Positive | None = None
+    """Start, and go on after a machine is lost, with any number from here to `workers` that the
+    cluster can place; the global batch and the losses stay the same. Exactly `workers` when not
+    given."""
     use_gpu: bool = False
     """One GPU per worker, else the CPU."""
     cpus_per_worker: Positive = 1
@@ -182,6 +186,11 @@ class ScalingSection(Config):
     """Samples per forward pass and worker; gradients accumulate up to data.global_batch."""
     max_failures: Annotated[Integer, Field(ge=-1)] = 1
     """How often crashed workers are restarted from the newest checkpoint; -1 without limit."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a run does not start without."""
+        return self.min_workers or self.workers
 
 
 class CheckpointSection(Config):
@@ -317,13 +326,19 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        per_pass = self.scaling.micro_batch * self.scaling.workers
-        if self.data.global_batch % per_pass:
+        fewest, most = self.scaling.fewest, self.scaling.workers
+        if fewest > most:
             raise ValueError(
-                f"data.global_batch ({self.data.global_batch}) must be a multiple of "
-                f"scaling.micro_batch x scaling.workers "
-                f"({self.scaling.micro_batch} x {self.scaling.workers} = {per_pass})"
+                f"scaling.min_workers ({fewest}) is more than scaling.workers ({most})"
             )
+        for workers in range(most, fewest - 1, -1):
+            per_pass = self.scaling.micro_batch * workers
+            if self.data.global_batch % per_pass:
+                raise ValueError(
+                    f"data.global_batch ({self.data.global_batch}) must be a multiple of "
+                    f"scaling.micro_batch x scaling.workers "
+                    f"({self.scaling.micro_batch} x {workers} = {per_pass})"
+                )
         return self
 
     @property

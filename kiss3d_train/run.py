@@ -82,9 +82,10 @@ def _train_from(
     plan = None if config.full else make_plan(resolved)
     for sentence in traps(plan) if plan else ():
         print(f"warning: {sentence}", file=sys.stderr)
-    num_cpus = config.scaling.workers * config.scaling.cpus_per_worker
-    with ray_session(num_cpus + cpus_of(config.samples)) as resources:
-        check_resources(config.scaling, resources)
+    scaling = config.scaling
+    num_cpus = scaling.fewest * scaling.cpus_per_worker + cpus_of(config.samples)
+    with ray_session(num_cpus) as resources:
+        check_resources(scaling, resources)
         check_room(config.samples, resources)
         latents = None if config.full else _encode(config, identity)
         tracker = _open_tracker(resolved, config, index, start)
@@ -138,7 +139,7 @@ def check_resources(scaling: ScalingSection, available: Mapping[str, float]) -> 
         ("GPU", int(scaling.use_gpu), "scaling.workers, or set scaling.use_gpu=false"),
     )
     for resource, each, keys in wanted:
-        needed, present = scaling.workers * each, available.get(resource, 0)
+        needed, present = scaling.fewest * each, available.get(resource, 0)
         if needed > present:
             raise InputError(
                 f"the workers need {needed} {resource}s, the cluster has {present:g}",
@@ -241,6 +242,7 @@ def _create_trainer(job: Job) -> Any:
                     raise cause
 
     scaling, run = job.config.scaling, job.config.run
+    fewest, most = scaling.fewest, scaling.workers
     resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
     if scaling.use_gpu:
         resources["GPU"] = 1
@@ -249,7 +251,9 @@ def _create_trainer(job: Job) -> Any:
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=scaling.workers, use_gpu=scaling.use_gpu, resources_per_worker=resources
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             # A new name each time: under an old one Ray would look for checkpoints of its own.

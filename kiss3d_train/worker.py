@@ -40,6 +40,8 @@ from kiss3d_train.validation import held_out_loss
 
 LOG_FILE = "train.log"
 """Progress lines in run.dir."""
+METRICS_FILE = "metrics.jsonl"
+"""Every point of MLflow's curves, in run.dir; sent again where a crash or an outage lost some."""
 _PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -181,7 +183,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
 def _opened_sink(job: Job) -> Iterator[Sink]:
     """MLflow for metrics, and a file in run.dir for lines that the driver shows."""
     with (
-        Tracker.attach(job.config.tracking.uri, job.tracking_run) as tracker,
+        Tracker.attach(
+            job.config.tracking.uri, job.tracking_run, job.config.run.dir / METRICS_FILE
+        ) as tracker,
         (job.config.run.dir / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log,
     ):
         yield _RunSink(tracker, log)

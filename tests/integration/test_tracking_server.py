@@ -116,6 +116,34 @@ def test_a_worker_that_starts_during_an_outage_logs_when_the_server_is_back(
     assert worker.num_dropped == 0
 
 
+def test_points_that_a_process_could_not_deliver_are_sent_by_the_next(
+    application, port, impatient, monkeypatch, tmp_path
+):
+    points = tmp_path / "metrics.jsonl"
+    with serving(application, port):
+        run_id = open_tracker(port).run_id
+        first = Tracker.attach(f"http://127.0.0.1:{port}", run_id, points)
+        first.log_metrics({"loss": 0.0}, 0)
+        first.close()
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.2)
+    during = Tracker.attach(f"http://127.0.0.1:{port}", run_id, points)
+    for step in range(1, 50):  # nobody listens until this process ends
+        during.log_metrics({"loss": float(step), "other": 1.0}, step)
+    during.close()
+    assert during.num_dropped > 0
+    with points.open("a") as file:
+        file.write('[50, 1, {"lo')  # killed while it wrote
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 30)
+    with serving(application, port):
+        after = Tracker.attach(f"http://127.0.0.1:{port}", run_id, points)
+        for step in range(45, 60):  # from a checkpoint: five steps are done again
+            after.log_metrics({"loss": float(step)}, step)
+        after.close()
+        assert steps_logged(port, run_id) == list(range(60))
+        assert steps_logged(port, run_id, "other") == list(range(1, 50))
+    assert after.num_dropped == 0
+
+
 def test_an_upload_has_the_time_that_its_size_takes(
     application, port, impatient, monkeypatch, tmp_path
 ):

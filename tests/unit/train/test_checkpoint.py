@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import resource
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,22 @@ def test_an_unfinished_write_is_invisible(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, 1, state, IDENTITY, None, keep=1)
     assert not list(tmp_path.iterdir())
     assert checkpoint.load_newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("size", [100, 500])  # within the weights; behind the tensors
+def test_a_disk_that_is_full_costs_the_new_checkpoint_only(tmp_path: Path, size: int) -> None:
+    before = save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # writing fails as on a full disk
+    try:
+        with pytest.raises(InputError, match=r"step 2 cannot be written: .*free space"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [before]
+    newest = checkpoint.load_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
 
 
 def test_another_run_is_refused_by_naming_what_differs() -> None:

@@ -107,3 +107,15 @@ def test_data_may_lie_in_a_store_or_on_disk() -> None:
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
     assert tiny_config({"data.shards": "file:///data/set"}).data.shards == Path("/data/set")
     assert latents_beside(Path("/data/set")) == Path("/data/set.latents")
+
+
+def test_the_batch_must_divide_by_every_number_of_workers_that_may_run() -> None:
+    def recipe(batch: int, fewest: int) -> TrainConfig:
+        scaling = {"scaling.workers": 4, "scaling.min_workers": fewest}
+        return tiny_config({"data.global_batch": batch} | scaling)
+
+    assert recipe(12, 2).scaling.min_workers == 2
+    with pytest.raises(ValueError, match=r"\(1 x 3 = 3\)"):
+        recipe(8, 2)
+    with pytest.raises(ValueError, match="more than scaling"):
+        recipe(12, 5)
