@@ -116,15 +116,16 @@ def test_a_single_file_replaces_the_transformer_of_its_folder(copied_base, no_ne
     assert base_identity(file) != base_identity(copied_base)
 
 
-def test_a_single_file_in_fp8_may_hold_the_transformer_only(copied_base):
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_single_file_in_8_or_16_bits_may_hold_the_transformer_only(copied_base, stored):
     transformer = load_base(copied_base, dtype="float32", parts=("transformer",)).transformer
     alone = copied_base.parent / "alone"
     shutil.copytree(CONFIGS / "tiny", alone)
-    fp8 = {name: w.to(torch.float8_e4m3fn) for name, w in transformer.state_dict().items()}
-    save_file(fp8, alone / "flux.safetensors")
+    small = {name: w.to(stored) for name, w in transformer.state_dict().items()}
+    save_file(small, alone / "flux.safetensors")
     loaded = load_base(alone / "flux.safetensors", parts=("transformer",)).transformer
     assert all(
-        torch.equal(w, fp8[name].to(torch.bfloat16)) for name, w in loaded.state_dict().items()
+        torch.equal(w, small[name].to(torch.bfloat16)) for name, w in loaded.state_dict().items()
     )
     with pytest.raises(InputError, match=r"no vocabulary here.*tokenizer"):
         load_base(alone / "flux.safetensors", parts=("text_encoder",))
