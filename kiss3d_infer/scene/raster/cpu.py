@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,8 @@ class CpuRasterizer:
         """See `Rasterizer.rasterize`."""
         height, width = resolution
         num_views, num_vertices, _ = clip.shape
-        clip_np, faces_np = _floats(clip), _ints(faces)
+        faces = faces.to(torch.int32).contiguous()
+        clip_np, faces_np = _floats(clip), faces.numpy()
         screen = np.empty((num_views, num_vertices, 3), np.float32)
         face = np.empty((num_views, height, width), np.int32)
         depth = np.empty((num_views, height, width), np.float32)
@@ -92,7 +94,7 @@ class CpuRasterizer:
             torch.from_numpy(face),
             torch.from_numpy(depth),
             clip,
-            torch.from_numpy(faces_np),
+            faces,
             _Kept(screen),
         )
 
@@ -235,8 +237,7 @@ class _SummedFaceNormals(torch.autograd.Function):
 def _crossings(fragments: Fragments) -> Ints:
     screen = fragments.kept.screen
     faces, face, depth = _ints(fragments.faces), _ints(fragments.face), _floats(fragments.depth)
-    opposite = np.empty(faces.shape, np.int32)
-    edge_kernels.opposite_edges(faces, screen.shape[1], opposite)
+    opposite = _opposite_edges(fragments.faces, screen.shape[1])
     crossings = np.empty((*face.shape, 2), np.int32)
 
     def one_view(v: int) -> None:
@@ -244,6 +245,14 @@ def _crossings(fragments: Fragments) -> Ints:
 
     for_each_view(one_view, len(screen))
     return crossings
+
+
+@lru_cache(maxsize=1)
+def _opposite_edges(faces: Tensor, num_vertices: int) -> Ints:
+    """Kept for the next picture of the same mesh: tensors are told apart by identity."""
+    opposite = np.empty(faces.shape, np.int32)
+    edge_kernels.opposite_edges(_ints(faces), num_vertices, opposite)
+    return opposite
 
 
 def _floats(tensor: Tensor) -> Floats:
