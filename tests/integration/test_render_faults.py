@@ -12,11 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
 from kiss3d_train.data.render import render_source
+from kiss3d_train.data.rendering.schedule import task_options
 from kiss3d_train.ray_session import ray_session
 
 _COUNT = 30
@@ -28,13 +30,13 @@ _JOB = (
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes of one core; jobs of this process and of those it starts find them."""
+    """Two nodes of one core, one with a GPU by its word; this process and its jobs find them."""
     # A process reads the token once: that of an earlier session, and of later ones, is this one's.
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, num_gpus=1)  # for Ray's accounts only
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
         nodes.shutdown()
@@ -69,6 +71,16 @@ def _check_samples(out: Path, count: int) -> None:
         meta = json.loads((out / f"{name}.json").read_bytes())
         assert meta["bundle_sha256"] == sha256_of(out / f"{name}.bundle.png")
     assert (out / "quarantine.jsonl").read_text() == ""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_process_on_a_gpu_renders_mesh_after_mesh() -> None:
+    def process_id() -> int:
+        return os.getpid()
+
+    with ray_session():
+        task = ray.remote(**task_options(share=0.5))(process_id)
+        assert len({ray.get(task.remote()) for _ in range(3)}) == 1
 
 
 def test_a_job_survives_its_workers_and_a_node_and_resumes_without_its_driver(

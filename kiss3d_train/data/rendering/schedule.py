@@ -39,6 +39,16 @@ def gpu_share(device: str, resources: Mapping[str, float], workers: int) -> floa
     return 1 / min(math.ceil(workers / num_gpus), _MOST_PER_GPU)
 
 
+def task_options(share: float) -> dict[str, Any]:
+    """How Ray is to run a mesh with this share of a GPU.
+
+    With retries of its own, Ray would repeat without end what its memory monitor has killed. A
+    process that has used a GPU it would end after each mesh (max_calls), and the next one start
+    CUDA anew, for seconds.
+    """
+    return {"num_cpus": 1, "num_gpus": share, "max_retries": 0, "max_calls": 0}
+
+
 def outcomes(
     job: RenderJob, items: Sequence[MeshItem], workers: int, share: float = 0.0
 ) -> Generator[tuple[str, Record | None]]:
@@ -56,8 +66,7 @@ def outcomes(
 
     lost = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError)
     requests: TypeAdapter[RenderRequest] = TypeAdapter(RenderRequest)
-    # With retries of its own, Ray would repeat without end what its memory monitor has killed.
-    task = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(render_watched)
+    task = ray.remote(**task_options(share))(render_watched)
     running: dict[Any, MeshItem] = {}
     waiting, tries = deque(items), Counter[str]()
     try:

@@ -92,14 +92,16 @@ def test_the_base_is_whole_and_only_the_vae_is_new(
 
 def test_calibrating_leaves_pictures_and_posteriors_as_they_are(base: Path) -> None:
     vae = load_base(base, dtype="float32", parts=("vae",)).vae
-    pictures = torch.randint(256, (8, 3, TILE, TILE), dtype=torch.uint8)
+    pictures = torch.randint(
+        256, (8, 3, TILE, TILE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     model = WholeVae(vae)
     images = pictures.float() / 127.5 - 1
     with torch.no_grad():
         before, mean, logvar = model(images, None)
         calibrate(vae, pictures)
         after, folded_mean, folded_logvar = model(images, None)
-    assert torch.allclose(before, after, atol=1e-5)
+    assert torch.allclose(before, after, atol=1e-4)  # float32 noise, of values up to 1
     # A posterior's deviation beside the spread of the means is what it was.
     spread, folded = (m.transpose(0, 1).flatten(1).std(dim=1) for m in (mean, folded_mean))
     shape = (1, -1, 1, 1)
