@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.mini import classifier
 from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import HeldOut
 from benchmarks.mini.nearest import descriptors, nearest_class
+from benchmarks.mini.vae import through
 from kiss3d_infer.bundle import Bundle, BundleLayout, save_bundle, validate
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate import bundle_psnr, view_agreement
@@ -57,11 +57,7 @@ class Model:
 
     def encoded_and_decoded(self, bundle: Bundle) -> Bundle:
         """What the VAE alone makes of a bundle, without the noise of its posterior."""
-        vae = self.pipeline.vae
-        with torch.inference_mode():
-            latents = vae.encode(2 * bundle.image[None] - 1).latent_dist.mode()
-            image = vae.decode(latents).sample[0]
-        return Bundle((image / 2 + 0.5).clamp(0, 1).clone(), bundle.layout)
+        return through(self.pipeline.vae, bundle)
 
 
 @dataclass(frozen=True)

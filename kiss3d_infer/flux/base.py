@@ -151,7 +151,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, parts: Collection[str]) -> "F
 
     require_base(folder)
     _require_scheduler_and_tokenizers(folder, parts)
-    networks = {part: _load_part(folder / part, dtype) for part in parts}
+    networks = {part: load_part(folder / part, dtype) for part in parts}
     with _explaining(folder):
         return FluxPipeline.from_pretrained(
             folder, local_files_only=True, **networks, **_absent(parts)
@@ -171,7 +171,7 @@ def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxP
     require_base(folder)
     _require_scheduler_and_tokenizers(folder, parts)
     beside = [part for part in parts if part != "transformer" and _has_weights(folder / part)]
-    networks = {part: _load_part(folder / part, dtype) for part in beside}
+    networks = {part: load_part(folder / part, dtype) for part in beside}
     with _explaining(file):
         pipeline = FluxPipeline.from_single_file(
             str(file),
@@ -187,8 +187,16 @@ def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxP
     return pipeline
 
 
-def _load_part(folder: Path, dtype: torch.dtype) -> Any:
-    """Load one network, refusing the random values that libraries give to missing weights."""
+def load_part(folder: Path, dtype: torch.dtype) -> Any:
+    """Load one network, refusing the random values that libraries give to missing weights.
+
+    Args:
+        folder: one of `PARTS` in a base; it tells which network.
+        dtype: the weights are converted to it.
+
+    Raises:
+        InputError: weights are missing, packed by another version, or cannot be read.
+    """
     import diffusers
     import transformers
 
