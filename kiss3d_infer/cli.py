@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,8 +11,6 @@ from kiss3d_infer.mini import NAME as MINI
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from kiss3d_infer.bundle import BundleLayout
-    from kiss3d_infer.flux.models import Drawing
     from kiss3d_infer.tasks import Asset
 
 Base = Annotated[
@@ -78,12 +76,11 @@ def generate(
 
     checked_image_format(out)
     given = {"tile": tile, "steps": steps, "guidance": guidance, "cfg_scale": cfg_scale}
-    pipeline, layout, drawing = _pipeline(model, lora, device, given)
+    pipeline, how = _pipeline(model, lora, device, given)
     bundle = generate_bundle(
         pipeline,
         prompt,
-        layout=layout,
-        **drawing.model_dump(),
+        **how,
         seed=seed,
         on_progress=show_stages("generate"),
     )
@@ -180,13 +177,12 @@ def text_to_3d(
     check_output(out, raster_device)
     checked_image_format(out.with_name(f"{out.stem}.bundle.png"))
     given = {"tile": tile, "steps": steps, "guidance": guidance, "cfg_scale": cfg_scale}
-    pipeline, layout, drawing = _pipeline(model, lora, device, given)
+    pipeline, how = _pipeline(model, lora, device, given)
     asset = make_asset(
         pipeline,
         prompt,
         out,
-        layout=layout,
-        **drawing.model_dump(),
+        **how,
         seed=seed,
         device=raster_device,
         force=force,
@@ -253,9 +249,8 @@ def serve(
 
 def _pipeline(
     model: str, lora: Path | None, device: str, given: Mapping[str, float | None]
-) -> tuple["FluxPipeline", "BundleLayout", "Drawing"]:
-    """The base with the LoRA applied, the layout that the LoRA draws, and how to draw it."""
-    from kiss3d_infer.bundle import PUBLISHED
+) -> tuple["FluxPipeline", dict[str, Any]]:
+    """The base with the LoRA applied, and what the LoRA draws and how: see `generate_bundle`."""
     from kiss3d_infer.devices import pick_device
     from kiss3d_infer.flux.base import load_base
     from kiss3d_infer.flux.lora import apply_lora
@@ -264,9 +259,11 @@ def _pipeline(
     place = pick_device(device)
     chosen = choose_model(model, lora)
     pipeline = load_base(chosen.base, dtype=place.dtype, device=place.name)
-    layout = PUBLISHED if chosen.lora is None else apply_lora(pipeline, chosen.lora).layout
-    known = {name: value for name, value in given.items() if value is not None}
-    return pipeline, layout, chosen.drawing.model_copy(update=known)
+    how: dict[str, Any] = chosen.drawing.model_dump()
+    if chosen.lora is not None:
+        info = apply_lora(pipeline, chosen.lora)
+        how |= {"layout": info.layout, "domains": info.domains}
+    return pipeline, how | {name: value for name, value in given.items() if value is not None}
 
 
 def _show(asset: "Asset") -> None:

@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("give --adapter, the bundle LoRA of this model")
     drawing = load_config(Drawing, mini.FOLDER / "mini.json", given.set).config
     pipeline = load_base(chosen.base, dtype="float32")
-    layout = apply_lora(pipeline, chosen.lora).layout
+    info = apply_lora(pipeline, chosen.lora)
+    how = {**drawing.model_dump(), "layout": info.layout, "domains": info.domains}
     cells = []
     for index, prompt in enumerate(track(PROMPTS, "making assets")):
         out = given.assets / f"{index:02d}.glb"
         # One seed for all: nothing is picked.
-        settings = {**drawing.model_dump(), "seed": given.seed, "layout": layout}
         try:
-            text_to_3d(pipeline, prompt, out, force=True, **settings)
+            text_to_3d(pipeline, prompt, out, force=True, seed=given.seed, **how)
         except InputError as error:
             print(f"{prompt}: {error}")
             out.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import HeldOut
 from benchmarks.mini.nearest import descriptors, nearest_class
 from benchmarks.mini.vae import through
-from kiss3d_infer.bundle import Bundle, BundleLayout, save_bundle, validate
+from kiss3d_infer.bundle import Bundle, BundleLayout, Domains, save_bundle, validate
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate import bundle_psnr, view_agreement
 from kiss3d_infer.flux.base import load_base
@@ -37,13 +37,15 @@ class Model:
 
     pipeline: "FluxPipeline"
     layout: BundleLayout
+    domains: Domains
     drawing: Drawing
 
     @classmethod
     def load(cls, base: Path, lora: Path, drawing: Drawing) -> "Model":
         """On the CPU, in float32."""
         pipeline = load_base(base, dtype="float32")
-        return cls(pipeline, apply_lora(pipeline, lora).layout, drawing)
+        info = apply_lora(pipeline, lora)
+        return cls(pipeline, info.layout, info.domains, drawing)
 
     def draw(self, thing: HeldOut) -> Bundle:
         """The bundle of its caption; its index is the seed."""
@@ -51,6 +53,7 @@ class Model:
             self.pipeline,
             thing.caption,
             layout=self.layout,
+            domains=self.domains,
             seed=thing.index,
             **self.drawing.model_dump(),
         )

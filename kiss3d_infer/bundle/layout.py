@@ -8,6 +8,9 @@ from kiss3d_infer.config import Config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.camera import Cameras
 
+Domains = Literal["bundle", "switch"]
+"""How bundles are drawn: whole, or row by row with a prompt that names the row, as Wonder3D does
+(arXiv 2310.15008) and Kiss3DGen in its Figure 9."""
 MAX_VIEWS = 16
 """Columns of a bundle at most: layouts come with images from anywhere, and views cost memory."""
 
@@ -60,6 +63,12 @@ class BundleLayout(Config):
     def cameras(self) -> Cameras:
         """One camera per column."""
         return Cameras(self.azimuths, self.elevations, self.distance, self.fov)
+
+    def pictures(self, domains: Domains) -> tuple["BundleLayout", ...]:
+        """Layouts of what is drawn as one picture, top to bottom; a lone row is no bundle's."""
+        if domains == "bundle":
+            return (self,)
+        return tuple(self.model_copy(update={"rows": (row,)}) for row in self.rows)
 
     def image_size(self, tile: int) -> tuple[int, int]:
         """(width, height) in pixels of a bundle with square tiles of `tile` pixels."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout, Domains
 from kiss3d_infer.config import Config, explain
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing
@@ -52,6 +52,8 @@ class LoraMetadata(Config):
     """Digest of the data it was trained on; a record too."""
     layout: BundleLayout
     """Of the bundles it draws."""
+    domains: Domains = "bundle"
+    """How it draws them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class LoraInfo:
     def layout(self) -> BundleLayout:
         """What its bundles show; files of others are taken for the published convention's."""
         return self.metadata.layout if self.metadata else PUBLISHED
+
+    @property
+    def domains(self) -> Domains:
+        """How it draws them; files of others draw them whole."""
+        return self.metadata.domains if self.metadata else "bundle"
 
 
 def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> LoraInfo:

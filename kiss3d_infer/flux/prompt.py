@@ -22,10 +22,14 @@ _VIEWS = (
     "front left",
 )
 """By azimuth, in steps of 45 degrees."""
+_DOMAINS: dict[tuple[str, ...], str] = {("rgb",): "color image", ("normal",): "normal map"}
+"""What a lone row is called; words that the small bases' tokenizers have, too."""
 
 
 def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:
     """The sentences that ask for a bundle; the published weights were trained with them.
+
+    For one of `BundleLayout.pictures("switch")` they name the row.
 
     Source: Kiss3DGen's released pipeline (github.com/EnVision-Research/Kiss3DGen).
     """
@@ -34,7 +38,8 @@ def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:
         elevations = list(layout.elevations)
     angles = ", ".join(f"{elevation:g}" for elevation in elevations)
     grid = f"{len(layout.rows)}x{layout.num_views}"
-    return f"A grid of {grid} multi-view image, elevation {angles}. White background."
+    shown = _DOMAINS.get(layout.rows, "image")
+    return f"A grid of {grid} multi-view {shown}, elevation {angles}. White background."
 
 
 def clip_prompt(layout: BundleLayout = PUBLISHED) -> str:

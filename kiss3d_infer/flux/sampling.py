@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
-from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout, Domains
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.prompt import clip_prompt, t5_length, t5_prompt
 from kiss3d_infer.progress import ProgressFn
@@ -19,6 +20,7 @@ def generate_bundle(
     prompt: str,
     *,
     layout: BundleLayout = PUBLISHED,
+    domains: Domains = "bundle",
     tile: int = 512,
     steps: int = 20,
     guidance: float = 3.5,
@@ -35,6 +37,7 @@ def generate_bundle(
         pipeline: a whole base, with the LoRA applied.
         prompt: the object's caption; the layout's prefix is put before it.
         layout: what the LoRA was trained to draw.
+        domains: how; with "switch" each row is a picture of its own, from the same seed.
         tile: side of a view in pixels, a multiple of 16 (8 of the VAE, 2 of the patches).
         steps: Euler steps.
         guidance: embedded guidance, which bases without it ignore; 3.5 is what the published LoRA
@@ -59,30 +62,35 @@ def generate_bundle(
             where="cfg_scale",
             fix="give 1 for none, or more",
         )
-    width, height = layout.image_size(tile)
+    pictures = layout.pictures(domains)
+    strips: list[Tensor] = []
 
     def report(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_progress is not None:
-            on_progress("generate", (step + 1) / steps)
+            done = len(strips) * steps + step + 1
+            on_progress("generate", done / (len(pictures) * steps))
         return tensors
 
-    images = pipeline(
-        prompt=clip_prompt(layout),
-        prompt_2=t5_prompt(prompt, layout),
-        negative_prompt=clip_prompt(layout),
-        negative_prompt_2=t5_prompt("", layout),
-        true_cfg_scale=cfg_scale,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        max_sequence_length=t5_length(pipeline),
-        output_type="pt",
-        callback_on_step_end=report,
-        callback_on_step_end_tensor_inputs=[],
-    ).images
-    image = images[0].float().cpu()
+    for picture in pictures:
+        width, height = picture.image_size(tile)
+        images = pipeline(
+            prompt=clip_prompt(picture),
+            prompt_2=t5_prompt(prompt, picture),
+            negative_prompt=clip_prompt(picture),
+            negative_prompt_2=t5_prompt("", picture),
+            true_cfg_scale=cfg_scale,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            max_sequence_length=t5_length(pipeline),
+            output_type="pt",
+            callback_on_step_end=report,
+            callback_on_step_end_tensor_inputs=[],
+        ).images
+        strips.append(images[0].float().cpu())
+    image = torch.cat(strips, dim=1)
     if not image.isfinite().all():
         raise InputError("the model overflowed", where="dtype", fix="use bfloat16 or float32")
     return Bundle(image, layout)

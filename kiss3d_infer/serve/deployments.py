@@ -4,7 +4,6 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kiss3d_infer.bundle import PUBLISHED
 from kiss3d_infer.serve.assets import AssetStore
 from kiss3d_infer.serve.config import ServeConfig
 from kiss3d_infer.serve.dispatch import Dispatcher
@@ -40,10 +39,11 @@ class Generator:
         chosen = config.generator
         device = chosen.device
         pipeline = load_base(chosen.base, dtype=chosen.dtype or device.dtype, device=device.name)
-        layout = PUBLISHED
+        work = partial(generate, pipeline=pipeline, assets=assets)
         if chosen.lora:
-            layout = apply_lora(pipeline, chosen.lora, chosen.lora_scale).layout
-        self._work = partial(generate, pipeline=pipeline, layout=layout, assets=assets)
+            info = apply_lora(pipeline, chosen.lora, chosen.lora_scale)
+            work = partial(work, layout=info.layout, domains=info.domains)
+        self._work = work
 
     async def run(self, task: Task) -> StageResult:
         """Work on a task in a thread, so that health checks are answered meanwhile."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kiss3d_infer.bundle import BundleLayout, save_bundle
+from kiss3d_infer.bundle import PUBLISHED, BundleLayout, Domains, save_bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
@@ -66,8 +66,9 @@ def generate(
     report: ProgressFn,
     *,
     pipeline: "FluxPipeline",
-    layout: BundleLayout,
     assets: AssetStore,
+    layout: BundleLayout = PUBLISHED,
+    domains: Domains = "bundle",
 ) -> StageResult:
     """Prompt -> bundle image in the task's folder."""
     from kiss3d_infer.flux.sampling import generate_bundle
@@ -78,6 +79,7 @@ def generate(
         pipeline,
         request.prompt,
         layout=layout,
+        domains=domains,
         on_progress=report,
         **request.model_dump(include={"tile", "steps", "guidance", "seed"}, exclude_none=True),
     )

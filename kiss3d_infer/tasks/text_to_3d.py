@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kiss3d_infer.bundle import PUBLISHED, BundleLayout, save_bundle
+from kiss3d_infer.bundle import PUBLISHED, BundleLayout, Domains, save_bundle
 from kiss3d_infer.bundle.image import checked_image_format
 from kiss3d_infer.flux.sampling import generate_bundle
 from kiss3d_infer.progress import ProgressFn
@@ -26,6 +26,7 @@ def text_to_3d(
     out: Path,
     *,
     layout: BundleLayout = PUBLISHED,
+    domains: Domains = "bundle",
     tile: int = 512,
     steps: int = 20,
     guidance: float = 3.5,
@@ -45,7 +46,8 @@ def text_to_3d(
         pipeline: a whole base, with the LoRA applied.
         prompt: the object's caption.
         out: .glb, .obj, .ply or .stl; appears only when whole.
-        layout: see `generate_bundle`, as the five after it.
+        layout: see `generate_bundle`, as the six after it.
+        domains: whether the bundle is drawn whole.
         tile: side of a view in pixels.
         steps: sampling steps.
         guidance: embedded guidance.
@@ -67,6 +69,7 @@ def text_to_3d(
         pipeline,
         prompt,
         layout=layout,
+        domains=domains,
         tile=tile,
         steps=steps,
         guidance=guidance,

@@ -9,6 +9,7 @@ from kiss3d_infer.bundle import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import create_random_base, load_base
 from kiss3d_infer.flux.lora import LoraMetadata, apply_lora, save_lora
+from kiss3d_infer.flux.prompt import t5_prompt
 from kiss3d_infer.flux.sampling import generate_bundle
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
@@ -77,6 +78,25 @@ def test_guided_velocities_extrapolate_by_the_scale(pipeline, monkeypatch):
 def test_the_number_of_columns_follows_the_layout(pipeline):
     layout = BundleLayout(azimuths=(0, 120, 240), elevations=(5, 5, 5))
     assert generate(pipeline, layout=layout).image.shape == (3, 64, 96)
+
+
+def test_a_switch_draws_the_rows_from_one_seed_and_stacks_them(pipeline, monkeypatch):
+    asked, shares, draw = [], [], type(pipeline).__call__
+
+    def spy(self, **inputs):
+        asked.append((inputs["prompt_2"], inputs["height"], inputs["generator"].initial_seed()))
+        return draw(self, **inputs)
+
+    monkeypatch.setattr(type(pipeline), "__call__", spy)
+    bundle = generate(
+        pipeline, domains="switch", seed=7, on_progress=lambda _, share: shares.append(share)
+    )
+    rgb, normal = PUBLISHED.pictures("switch")
+    prompts = [t5_prompt("a red chair", rgb), t5_prompt("a red chair", normal)]
+    assert asked == [(prompt, 32, 7) for prompt in prompts]
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    assert bundle.image.shape == (3, 64, 128) and bundle.layout == PUBLISHED
+    assert not torch.equal(bundle.rgb, bundle.normal_colors)
 
 
 def test_progress_ends_at_one_and_an_exception_cancels(pipeline):

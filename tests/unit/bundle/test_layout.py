@@ -23,11 +23,19 @@ def test_layout_survives_json() -> None:
     assert BundleLayout.model_validate_json(layout.model_dump_json()) == layout
 
 
+def test_pictures_are_the_whole_bundle_or_its_rows() -> None:
+    assert PUBLISHED.pictures("bundle") == (PUBLISHED,)
+    top, bottom = BundleLayout(rows=("normal", "rgb")).pictures("switch")
+    assert (top.rows, bottom.rows) == (("normal",), ("rgb",))
+    assert top.image_size(512) == bottom.image_size(512) == (2048, 512)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"elevations": (5.0,)},
         {"rows": ("rgb", "rgb")},
+        {"rows": ("normal",)},
         {"elevations": (5.0, 5.0, 5.0, 90.0)},
         {"azimuth": (0.0,)},
         {"azimuths": (), "elevations": ()},

@@ -1,6 +1,6 @@
 import torch
 
-from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
 
@@ -17,6 +17,13 @@ def test_the_prefix_follows_the_layout():
     mixed = BundleLayout(azimuths=(0, 180), elevations=(5, -12.5))
     assert clip_prompt(low).startswith("A grid of 2x3 multi-view image, elevation 20. ")
     assert "elevation 5, -12.5." in clip_prompt(mixed)
+
+
+def test_a_lone_row_is_asked_for_by_name():
+    rgb, normal = PUBLISHED.pictures("switch")
+    words = "A grid of 1x4 multi-view {}, elevation 5. White background."
+    assert clip_prompt(rgb) == words.format("color image")
+    assert t5_prompt("a cup", normal) == words.format("normal map") + " a cup"
 
 
 def test_captions_are_padded_to_the_length_of_the_base(tiny_base):
