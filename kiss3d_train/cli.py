@@ -263,6 +263,9 @@ def encode(
     out: Annotated[
         str | None, typer.Option("--out", help="Default: SHARDS.latents, where training looks.")
     ] = None,
+    domains: Annotated[
+        Literal["bundle", "switch"], typer.Option(help="data.domains of the recipe.")
+    ] = "bundle",
     device: infer.Device = "auto",
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
@@ -279,7 +282,7 @@ def encode(
     from kiss3d_train.data.storage import parse_place
 
     on, place = pick_device(device), parse_place(shards)
-    params = {"base": base, "device": on.name, "dtype": on.dtype}
+    params = {"base": base, "domains": domains, "device": on.name, "dtype": on.dtype}
     with job_run("encode", tracking_uri, params, made_of=place) as run:
         folder = encode_shards(
             place,
@@ -287,6 +290,7 @@ def encode(
             parse_place(out) if out else latents_beside(place),
             dtype=on.dtype,
             use_gpu=on.name != "cpu",
+            domains=domains,
         )
         record_encoding(run, place)
     typer.echo(folder)

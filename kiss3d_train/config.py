@@ -65,6 +65,9 @@ class DataSection(Config):
     """Folder or URL of WebDataset shards, as written by `kiss3d data shard`."""
     latents: DataPlace | None = None
     """Folder or URL for cached latents and text embeddings; `<shards>.latents` when not given."""
+    domains: Literal["bundle", "switch"] = "bundle"
+    """What a sample is. bundle: a whole bundle; switch: one row of it, RGB or normals, named in the
+    prompt, so that a bundle gives two. The adapter draws as it was trained."""
     global_batch: Positive
     """Samples per optimizer step over all workers; part of the experiment, not of the hardware."""
     on_corrupt: Literal["stop", "skip"] = "stop"
@@ -320,6 +323,8 @@ class TrainConfig(Config):
             raise ValueError("full needs base.quantize=none")
         if self.data.on_corrupt != "stop":
             raise ValueError("full needs data.on_corrupt=stop")
+        if self.data.domains != "bundle":
+            raise ValueError("full needs data.domains=bundle")
         if self.samples.num_drawings:
             raise ValueError("full draws no samples")
         return self

@@ -27,21 +27,25 @@ class LossCurves:
         self._by_level_2L = torch.zeros(2, NUM_LEVELS, device=device)
         """Sums of losses, and how many."""
         self._tiles_RV = torch.zeros(len(layout.rows), layout.num_views, device=device)
+        self._shown_R = torch.zeros(len(layout.rows), device=device)
+        """How many samples show a row."""
 
     def add(self, squared_BNC: Tensor, batch: Batch) -> None:
         """Count a batch's squared errors."""
-        tiles_BRV = tile_losses(squared_BNC.detach(), batch.grid, self._layout)
+        squared_BNC = squared_BNC.detach()
         level_B = (batch.sigma_B * NUM_LEVELS).long().clamp(0, NUM_LEVELS - 1)
         is_in_BL = (level_B[:, None] == self._levels_L).float()
-        loss_B1 = tiles_BRV.mean(dim=(1, 2))[:, None]
+        loss_B1 = squared_BNC.mean(dim=(1, 2))[:, None]
         self._by_level_2L += torch.stack([(loss_B1 * is_in_BL).sum(dim=0), is_in_BL.sum(dim=0)])
-        self._tiles_RV += tiles_BRV.sum(dim=0)
+        self._tiles_RV += tile_losses(squared_BNC, batch, self._layout).sum(dim=0)
+        self._shown_R += rows_shown(batch, self._layout).sum(dim=0)
 
     def take(self) -> Tensor:
         """All sums as one vector on the device, to be added over workers; starts anew."""
-        taken = torch.cat([self._by_level_2L.flatten(), self._tiles_RV.flatten()])
-        self._by_level_2L.zero_()
-        self._tiles_RV.zero_()
+        sums = (self._by_level_2L, self._tiles_RV, self._shown_R)
+        taken = torch.cat([tensor.flatten() for tensor in sums])
+        for tensor in sums:
+            tensor.zero_()
         return taken
 
     def metrics(self, taken: Sequence[float]) -> dict[str, float]:
@@ -52,11 +56,9 @@ class LossCurves:
             for level, (total, count) in enumerate(zip(sums, counts, strict=True))
             if count
         }
-        num_samples = sum(counts)
-        if not num_samples:
-            return {}
-        tiles_RV = torch.tensor(taken[2 * NUM_LEVELS :]).reshape(self._tiles_RV.shape) / num_samples
-        return by_level | region_metrics("train", tiles_RV, self._layout)
+        tiles, shown_R = torch.tensor(taken[2 * NUM_LEVELS :]).tensor_split([-len(self._shown_R)])
+        tiles_RV = tiles.reshape(self._tiles_RV.shape)
+        return by_level | region_metrics("train", tiles_RV, shown_R, self._layout)
 
 
 def training_loss(
@@ -72,22 +74,47 @@ def training_loss(
     return loss_fn
 
 
-def tile_losses(squared_BNC: Tensor, grid: tuple[int, int], layout: BundleLayout) -> Tensor:
-    """Mean squared error of each tile, [B, R, V].
+def tile_losses(squared_BNC: Tensor, batch: Batch, layout: BundleLayout) -> Tensor:
+    """Mean squared error of each tile, [B, R, V]; 0 in rows that a sample doesn't show.
 
     Args:
         squared_BNC: of the tokens, rows first.
-        grid: rows and columns of tokens, multiples of R and V as tiles are of whole tokens.
-        layout: of the bundle.
+        batch: what they are the errors of; its tiles are square and of whole tokens.
+        layout: of the bundles.
     """
-    num_rows, num_views = len(layout.rows), layout.num_views
-    height, width = grid[0] // num_rows, grid[1] // num_views
-    tiles = squared_BNC.reshape(len(squared_BNC), num_rows, height, num_views, width, -1)
-    return tiles.mean(dim=(2, 4, 5))
+    tile, num_shown = _tiling(batch, layout)
+    tokens = squared_BNC.reshape(len(squared_BNC), num_shown, tile, layout.num_views, tile, -1)
+    is_shown_BR1 = rows_shown(batch, layout)[..., None]
+    return tokens.mean(dim=(2, 4, 5)) * is_shown_BR1  # which spreads a lone row over all
 
 
-def region_metrics(split: str, tiles_RV: Tensor, layout: BundleLayout) -> dict[str, float]:
-    """Losses of rows and views by metric name; `tiles_RV` is on the CPU."""
-    names = (*layout.rows, *(f"view_{number}" for number in range(layout.num_views)))
-    values = [*tiles_RV.mean(dim=1).tolist(), *tiles_RV.mean(dim=0).tolist()]
-    return {f"{split}/loss_by_region/{n}": value for n, value in zip(names, values, strict=True)}
+def rows_shown(batch: Batch, layout: BundleLayout) -> Tensor:
+    """1 for the layout's rows that a sample shows, its first one and those below it, [B, R]."""
+    _, num_shown = _tiling(batch, layout)
+    below_BR = torch.arange(len(layout.rows), device=batch.row_B.device) - batch.row_B[:, None]
+    return ((below_BR >= 0) & (below_BR < num_shown)).float()
+
+
+def _tiling(batch: Batch, layout: BundleLayout) -> tuple[int, int]:
+    """Side of a tile in tokens, and rows of tiles in a picture: all of the layout's, or one."""
+    tile = batch.grid[1] // layout.num_views
+    return tile, batch.grid[0] // tile
+
+
+def region_metrics(
+    split: str, sums_RV: Tensor, shown_R: Tensor, layout: BundleLayout
+) -> dict[str, float]:
+    """Mean losses of rows and views by metric name; what no sample shows is left out.
+
+    Args:
+        split: "train" or "val".
+        sums_RV: of the samples' losses, on the CPU.
+        shown_R: how many samples show a row.
+        layout: of the bundles.
+    """
+    counts = shown_R.tolist()
+    rows = zip(layout.rows, sums_RV.mean(dim=1).tolist(), counts, strict=True)
+    totals = enumerate(sums_RV.sum(dim=0).tolist())
+    views = ((f"view_{number}", total, sum(counts)) for number, total in totals)
+    regions = [(name, total / num) for name, total, num in (*rows, *views) if num]
+    return {f"{split}/loss_by_region/{name}": value for name, value in regions}

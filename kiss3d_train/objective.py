@@ -31,6 +31,7 @@ class Batch:
         sigma_B: noise level in (0, 1), float32; 0 is data, 1 is noise.
         prompt_BLD: T5 embeddings.
         pooled_BP: pooled CLIP embedding.
+        row_B: of the bundle layout's rows, the first that a sample shows, int64.
         grid: rows and columns of image tokens.
     """
 
@@ -39,6 +40,7 @@ class Batch:
     sigma_B: Tensor
     prompt_BLD: Tensor
     pooled_BP: Tensor
+    row_B: Tensor
     grid: tuple[int, int]
 
     def to(self, device: torch.device) -> Self:

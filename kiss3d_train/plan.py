@@ -16,7 +16,7 @@ from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import add_adapter, target_modules
 from kiss3d_train.columns import aligned
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.data.shards import ShardIndex, load_index
+from kiss3d_train.data.shards import ShardIndex, Split, load_index
 from kiss3d_train.data.storage import exists
 from kiss3d_train.data.tile import PIXELS_PER_TOKEN, check_tile
 from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB, Footprint, Keep
@@ -164,7 +164,14 @@ class Plan:
         """Optimizer steps in which every training sample is seen once."""
         if self.index is None:
             return None
-        return sum(self.index.counts("train")) / self.config.data.global_batch
+        return self.num_samples("train") / self.config.data.global_batch
+
+    def num_samples(self, split: Split) -> int:
+        """Samples of a split: its bundles, or their rows; 0 while there is no data set."""
+        if self.index is None:
+            return 0
+        pictures = self.index.layout.pictures(self.config.data.domains)
+        return len(pictures) * sum(self.index.counts(split))
 
     def show(self) -> None:
         """Print the recipe with the origin of each value, and the figures; no line is cut."""
@@ -216,9 +223,9 @@ class Plan:
                 ("data", f"{self.config.data.shards} does not exist yet"),
                 ("tokens", f"{tokens}, assumed: tiles of {ASSUMED_TILE} pixels"),
             ]
-        steps = self.config.run.steps
+        steps, is_switch = self.config.run.steps, self.config.data.domains == "switch"
         return [
-            ("data", str(self.index)),
+            ("data", f"{self.index}{', a sample per row' if is_switch else ''}"),
             ("tokens", tokens),
             ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
             ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
@@ -251,7 +258,7 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     index = load_index(config.data.shards) if exists(config.data.shards) else None
     layout, tile = (index.layout, index.tile) if index else (PUBLISHED, ASSUMED_TILE)
     check_tile(tile, config.data.shards)
-    width, height = layout.image_size(tile)
+    width, height = layout.pictures(config.data.domains)[0].image_size(tile)
     image_tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     text_tokens = _text_tokens(config.base.path)
     plan = Plan(

@@ -47,10 +47,13 @@ def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
             global_batch=config.data.global_batch,
         )
     init_from = config.adapter.init_from
+    encoder = describe_encoder(
+        config.base.path, base, index.layout, config.base.dtype, config.data.domains
+    )
     return Identity(
         base=base,
         data=index.digest,
-        encoder=describe_encoder(config.base.path, base, index.layout, config.base.dtype).identity,
+        encoder=encoder.identity,
         modules=tuple(adapted_modules(config)),
         rank=config.adapter.rank,
         alpha=config.adapter.resolved_alpha,

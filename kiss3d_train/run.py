@@ -121,6 +121,7 @@ def _encode(config: TrainConfig, identity: Identity) -> Place:
         dtype=config.base.dtype,
         use_gpu=config.scaling.use_gpu,
         identity=identity.base,
+        domains=config.data.domains,
     )
 
 

@@ -9,6 +9,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import read_config
 from kiss3d_train.data.encode import describe_encoder
 from kiss3d_train.data.latents import ENCODER_FILE, not_encoded, read_encoder
+from kiss3d_train.data.shards import SPLITS
 from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB
 from kiss3d_train.plan import Plan
 
@@ -107,7 +108,7 @@ def _samples(plan: Plan) -> Iterator[str]:
     if plan.index is None:
         return
     config = plan.config
-    training, held_out = (sum(plan.index.counts(split)) for split in ("train", "val"))
+    training, held_out = plan.num_samples("train"), plan.num_samples("val")
     if training < config.data.global_batch:
         yield (
             f"the {training} training samples are fewer than data.global_batch "
@@ -125,7 +126,9 @@ def _latents(plan: Plan) -> Iterator[str]:
     config, root = plan.config, plan.config.latents_root
     if plan.index is None or not isinstance(root, Path) or not root.is_dir():
         return
-    wanted = describe_encoder(config.base.path, "", plan.index.layout, config.base.dtype)
+    wanted = describe_encoder(
+        config.base.path, "", plan.index.layout, config.base.dtype, config.data.domains
+    )
     differences = []
     for folder in sorted(path.parent for path in root.glob(f"*/{ENCODER_FILE}")):
         try:
@@ -155,7 +158,7 @@ def _disk(plan: Plan) -> Iterator[str]:
     width = int(read_config(config.base.path, "text_encoder_2/config.json")["d_model"])
     value = 2 if config.base.dtype == "bfloat16" else 4
     each = plan.image_tokens * _LATENT_BYTES + plan.text_tokens * width * value
-    total = each * sum(len(shard.samples) for shard in plan.index.shards)
+    total = each * sum(plan.num_samples(split) for split in SPLITS)
     yield from _too_full(root, total, "latents and text embeddings")
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.curves import region_metrics
+from kiss3d_train.curves import region_metrics, rows_shown
 from kiss3d_train.data.stream import Samples, validation_batch
 from kiss3d_train.engine import Engine, LossFn
 
@@ -33,17 +33,22 @@ def held_out_loss(
     sigmas = config.validation.sigmas
     num_samples = min(config.validation.samples, len(samples))
     pairs = [(index, number) for index in range(num_samples) for number in range(len(sigmas))]
-    tiles = (len(layout.rows), layout.num_views)
-    table = torch.zeros(num_samples, len(sigmas), *tiles, device=engine.device)
+    cells = (num_samples, len(sigmas), len(layout.rows))
+    table = torch.zeros(*cells, layout.num_views, device=engine.device)
+    shown = torch.zeros(cells, device=engine.device)
     for chunk, num_counted in shares(pairs, config.scaling.micro_batch):
         batch = validation_batch(samples, [(i, sigmas[k]) for i, k in chunk], config)
         losses = engine.losses(loss_fn, batch)
-        for (index, number), loss in zip(chunk[:num_counted], losses, strict=False):
-            table[index, number] = loss
+        rows = rows_shown(batch, layout)
+        for (index, number), loss, row in zip(chunk[:num_counted], losses, rows, strict=False):
+            table[index, number], shown[index, number] = loss, row
     dist.all_reduce(table)
-    by_sigma = table.mean(dim=(0, 2, 3)).tolist()
+    dist.all_reduce(shown)
+    num_tiles = shown.sum(dim=(0, 2)) * layout.num_views
+    by_sigma = (table.sum(dim=(0, 2, 3)) / num_tiles).tolist()
     metrics = {f"val/loss_sigma_{s:g}": loss for s, loss in zip(sigmas, by_sigma, strict=True)}
-    regions = region_metrics("val", table.mean(dim=(0, 1)).cpu(), layout)
+    sums, counts = (tensor.sum(dim=(0, 1)).cpu() for tensor in (table, shown))
+    regions = region_metrics("val", sums, counts, layout)
     return {"val/loss": sum(by_sigma) / len(by_sigma), **metrics, **regions}
 
 

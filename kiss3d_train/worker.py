@@ -135,7 +135,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     validation: dict[str, float] = {}
 
     def tiles(model: torch.nn.Module, batch: Batch) -> Tensor:
-        return tile_losses(squared_errors(model, batch, guidance), batch.grid, job.layout)
+        return tile_losses(squared_errors(model, batch, guidance), batch, job.layout)
 
     def validate() -> dict[str, float]:
         with average.in_place() if average else nullcontext():
@@ -298,6 +298,7 @@ def _metadata(job: Job) -> LoraMetadata:
         base=job.identity.base,
         data=job.identity.data,
         layout=job.layout,
+        domains=job.config.data.domains,
     )
 
 

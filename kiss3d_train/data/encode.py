@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
-from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.bundle.layout import BundleLayout, Domains
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.flux.base import base_identity, load_base, read_config
@@ -66,6 +66,7 @@ def encode_shards(
     dtype: str = "float32",
     use_gpu: bool = False,
     identity: str | None = None,
+    domains: Domains = "bundle",
 ) -> Place:
     """Encode every shard of a data set that is not encoded yet, over Ray.
 
@@ -81,6 +82,7 @@ def encode_shards(
             always runs in float32.
         use_gpu: one GPU per encoder process, else one CPU core.
         identity: `base_identity(base)`, if it is known already.
+        domains: data.domains of the recipe.
 
     Returns:
         The folder of this encoder's results below `out`.
@@ -91,7 +93,8 @@ def encode_shards(
     """
     index = ShardReader(shards).index
     check_tile(index.tile, shards)
-    encoder = describe_encoder(base, identity or base_identity(base), index.layout, dtype)
+    identity = identity or base_identity(base)
+    encoder = describe_encoder(base, identity, index.layout, dtype, domains)
     folder = create_cache(encoder, out)
     missing = {shard.sha256 for shard in not_encoded(folder, index.shards)}
     todo = [
@@ -131,7 +134,9 @@ def _remove_stale(folder: Folder) -> None:
                 aside.unlink(missing_ok=True)
 
 
-def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str) -> Encoder:
+def describe_encoder(
+    base: Path, identity: str, layout: BundleLayout, dtype: str, domains: Domains = "bundle"
+) -> Encoder:
     """The encoder that a base gives, without loading weights.
 
     Raises:
@@ -145,6 +150,7 @@ def describe_encoder(base: Path, identity: str, layout: BundleLayout, dtype: str
         layout=layout,
         scaling=1.0 if scaling is None else scaling,
         shift=0.0 if shift is None else shift,
+        domains=domains,
     )
 
 
@@ -162,6 +168,10 @@ class ShardEncoder:
     @cached_property
     def _reader(self) -> ShardReader:
         return ShardReader(self._shards)
+
+    @cached_property
+    def _pictures(self) -> tuple[BundleLayout, ...]:
+        return self._reader.index.layout.pictures(read_encoder(self._folder.place).domains)
 
     @cached_property
     def _pipeline(self) -> "FluxPipeline":
@@ -202,28 +212,39 @@ class ShardEncoder:
     def _encode_pictures(
         self, shard: IndexedShard, samples: Iterator[tuple[dict[str, bytes], str]]
     ) -> None:
-        layout = self._reader.index.layout
-        bare, captions = _digest("", layout), {""}
+        captions = {""}
         indexed: list[IndexedSample] = []
         with self._folder.writing(tar_of(shard)) as aside:
             with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for known, sample in zip(shard.samples, samples, strict=True):
                     bundle, meta = decode_sample(*sample)
                     captions.add(caption := meta["caption"])
-                    pair = PromptPair(full=_digest(caption, layout), bare=bare)
-                    latent = encode_image(self._pipeline, bundle)
-                    payload = {LATENT: _bytes(latent), "json": pair.model_dump_json().encode()}
-                    indexed.append(add_sample(tar, known.key, payload))
+                    for name, payload in self._encoded(bundle, caption):
+                        indexed.append(add_sample(tar, f"{known.key}{name}", payload))
             size = aside.stat().st_size
         digests = self._embed_missing(captions)
         record = LatentShard(size=size, samples=tuple(indexed), prompts=tuple(sorted(digests)))
         with self._folder.writing(record_of(shard)) as aside:
             aside.write_text(record.model_dump_json(), encoding="utf-8")
 
+    def _encoded(self, bundle: Bundle, caption: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Members of every picture of a bundle, and what to name them after its key."""
+        images = bundle.image.chunk(len(self._pictures), dim=1)
+        for row, (layout, image) in enumerate(zip(self._pictures, images, strict=True)):
+            pair = PromptPair(full=_digest(caption, layout), bare=_digest("", layout), row=row)
+            latent = encode_image(self._pipeline, image)
+            # Defaults are left out, so that whole bundles give the bytes that they always gave.
+            described = pair.model_dump_json(exclude_defaults=True).encode()
+            name = f".{layout.rows[0]}" if len(images) > 1 else ""
+            yield name, {LATENT: _bytes(latent), "json": described}
+
     def _embed_missing(self, captions: Iterable[str]) -> set[str]:
         """Embed the captions that the cache lacks, and the empty one; returns all their digests."""
-        layout = self._reader.index.layout
-        by_digest = {_digest(caption, layout): caption for caption in {"", *captions}}
+        different = {"", *captions}
+        return set[str]().union(*(self._embed(different, layout) for layout in self._pictures))
+
+    def _embed(self, captions: set[str], layout: BundleLayout) -> set[str]:
+        by_digest = {_digest(caption, layout): caption for caption in captions}
         missing = sorted(digest for digest in by_digest if not self._prompts.has(digest))
         for first in range(0, len(missing), _CAPTIONS_PER_PASS):
             some = missing[first : first + _CAPTIONS_PER_PASS]
@@ -236,13 +257,13 @@ class ShardEncoder:
 
 
 @torch.no_grad()
-def encode_image(pipeline: "FluxPipeline", bundle: Bundle) -> dict[str, Tensor]:
-    """Mean and log-variance [c, h, w] of a bundle's scaled latent, float16.
+def encode_image(pipeline: "FluxPipeline", image: Tensor) -> dict[str, Tensor]:
+    """Mean and log-variance [c, h, w] of the scaled latent of a picture [3, H, W], float16.
 
     Scaled, as half precision has no digits to spare for a shift that is large beside the deviation.
     """
     vae = pipeline.vae
-    pixels = bundle.image[None].to(vae.device, vae.dtype) * 2 - 1
+    pixels = image[None].to(vae.device, vae.dtype) * 2 - 1
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):
         mean, logvar = encoded.latent_dist.mean, encoded.latent_dist.logvar

@@ -7,9 +7,9 @@
         prompts/<digest>.safetensors   one per distinct prompt: states, pooled, their checksum
 
 A tar holds `<key>.latent.safetensors` (mean, logvar of the scaled posterior, float16) and
-`<key>.json` (which prompts). Names follow contents: a shard with the same bytes is encoded once,
-whichever data sets hold it, and so is a prompt; a shard that gained or lost a sample is another
-shard, and its pictures are encoded again.
+`<key>.json` (which prompts); where rows are samples, `<key>.rgb.json` and so on. Names follow
+contents: a shard with the same bytes is encoded once, whichever data sets hold it, and so is a
+prompt; a shard that gained or lost a sample is another shard, and its pictures are encoded again.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kiss3d_infer.bundle.layout import BundleLayout
+from kiss3d_infer.bundle.layout import BundleLayout, Domains
 from kiss3d_infer.config import Config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of
@@ -54,11 +54,16 @@ class Encoder(Config):
     scaling: float
     """With `shift`: the model sees (latent - shift) * scaling."""
     shift: float
+    domains: Domains = "bundle"
+    """Whether bundles are encoded whole, or each row by itself."""
 
     @property
     def identity(self) -> str:
         """SHA-256 over all of it."""
-        return sha256_of(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+        described = self.model_dump(mode="json")
+        if self.domains == "bundle":
+            del described["domains"]  # caches and checkpoints from before it existed stay valid
+        return sha256_of(json.dumps(described, sort_keys=True).encode())
 
     @property
     def name(self) -> str:
@@ -67,7 +72,7 @@ class Encoder(Config):
 
 
 class LatentShard(Config):
-    """The index of an encoded shard, in the order of the shard's samples."""
+    """The index of an encoded shard, in the order of the shard's samples and of their rows."""
 
     size: int
     """Bytes of the tar."""
@@ -77,10 +82,12 @@ class LatentShard(Config):
 
 
 class PromptPair(Config):
-    """Prompts of a sample: digests of the full one, and of the one without its caption."""
+    """Prompts of a sample: digests of the full one, and of the one without its caption; its row."""
 
     full: str
     bare: str
+    row: int = 0
+    """Of the layout's rows: where the picture begins."""
 
 
 def tar_of(shard: IndexedShard) -> str:
@@ -178,7 +185,7 @@ class LatentSplit:
             self._indices = list(
                 pool.map(lambda shard: read_latent_shard(self._folder, shard), shards)
             )
-        self._counts = tuple(len(shard.samples) for shard in shards)
+        self._counts = tuple(len(shard.samples) for shard in self._indices)
         self._rows = [(s, r) for s, count in enumerate(self._counts) for r in range(count)]
         self._bare: dict[str, dict[str, Tensor]] = {}
 
@@ -203,7 +210,7 @@ class LatentSplit:
         pair = PromptPair.model_validate_json(members["json"])
         latent = _tensors(members[LATENT])
         full = self._prompts.read(pair.full)
-        if pair.bare not in self._bare:  # one for a whole data set: kept in memory
+        if pair.bare not in self._bare:  # one or two for a whole data set: kept in memory
             self._bare[pair.bare] = self._prompts.read(pair.bare)
         bare = self._bare[pair.bare]
         return Sample(
@@ -213,6 +220,7 @@ class LatentSplit:
             pooled_P=full["pooled"],
             bare_prompt_LD=bare["states"],
             bare_pooled_P=bare["pooled"],
+            row=pair.row,
         )
 
     def _members(self, tar: str, sample: IndexedSample) -> dict[str, bytes]:

@@ -26,12 +26,13 @@ OrderFn = Callable[[int, int], int]
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded bundle with its caption.
+    """One encoded bundle, or row of one, with its caption.
 
     Attributes:
         mean_chw, std_chw: posterior of the scaled latent, float32.
         prompt_LD, pooled_P: embeddings of the caption.
         bare_prompt_LD, bare_pooled_P: embeddings of the prompt without its caption.
+        row: of the layout's rows, the first that it shows.
     """
 
     mean_chw: Tensor
@@ -40,6 +41,7 @@ class Sample:
     pooled_P: Tensor
     bare_prompt_LD: Tensor
     bare_pooled_P: Tensor
+    row: int = 0
 
 
 class Samples(Protocol):
@@ -169,6 +171,7 @@ def assemble(sample: Sample, draws: Draws, sigma: float) -> Batch:
         sigma_B=torch.tensor([sigma], dtype=torch.float32),
         prompt_BLD=(sample.bare_prompt_LD if dropped else sample.prompt_LD)[None],
         pooled_BP=(sample.bare_pooled_P if dropped else sample.pooled_P)[None],
+        row_B=torch.tensor([sample.row]),
         grid=(latent_chw.shape[1] // 2, latent_chw.shape[2] // 2),
     )
 

@@ -68,13 +68,14 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
         )
     device = "cuda" if config.samples.gpus > 0 else "cpu"
     pipeline = load_base(config.base.path, dtype=config.base.dtype, device=device)
-    layout = apply_lora(pipeline, what.adapter).layout
+    adapter = apply_lora(pipeline, what.adapter)
     drawings = []
     for number, subject in enumerate(subjects):
         bundle = generate_bundle(
             pipeline,
             subject.prompt,
-            layout=layout,
+            layout=adapter.layout,
+            domains=adapter.domains,
             tile=reader.index.tile,
             steps=config.samples.steps,
             guidance=config.samples.guidance,

@@ -60,7 +60,8 @@ class WholeFlux(nn.Module):
         """Squared errors of the predicted velocity, [B, N, C]; see `objective.squared_errors`."""
         states_BLD, pooled_1P = self.embed(tokens_BL)
         pooled_BP = pooled_1P.expand(len(tokens_BL), -1)
-        batch = Batch(x0_BNC, noise_BNC, sigma_B, states_BLD, pooled_BP, grid)
+        row_B = tokens_BL.new_zeros(len(tokens_BL))
+        batch = Batch(x0_BNC, noise_BNC, sigma_B, states_BLD, pooled_BP, row_B, grid)
         return squared_errors(self.transformer, batch, self._guidance)
 
     def embed(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Where a loss comes from, on invented errors and on a tiny Flux."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def batch_at(*sigmas: float) -> Batch:
     """Of 4 x 6 tokens, which a layout of three views divides into tiles of 2 x 2."""
     latents = torch.zeros(len(sigmas), 24, 5)
     text, pooled = torch.zeros(len(sigmas), 3, 5), torch.zeros(len(sigmas), 2)
-    return Batch(latents, latents, torch.tensor(sigmas), text, pooled, (4, 6))
+    rows = torch.zeros(len(sigmas), dtype=torch.int64)
+    return Batch(latents, latents, torch.tensor(sigmas), text, pooled, rows, (4, 6))
 
 
 def errors_by_tile(*tiles: float) -> torch.Tensor:
@@ -43,7 +45,7 @@ def errors_by_tile(*tiles: float) -> torch.Tensor:
 
 
 def test_a_tile_takes_its_own_tokens_and_no_others() -> None:
-    tiles = tile_losses(errors_by_tile(1, 2, 3, 4, 5, 6), (4, 6), THREE_VIEWS)
+    tiles = tile_losses(errors_by_tile(1, 2, 3, 4, 5, 6), batch_at(0.5), THREE_VIEWS)
     assert tiles.tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
@@ -59,6 +61,21 @@ def test_losses_are_told_by_noise_level_row_and_view() -> None:
     expected |= {f"loss_by_region/view_{view}": value for view, value in views.items()}
     assert metrics == pytest.approx({f"train/{name}": value for name, value in expected.items()})
     assert curves.metrics(curves.take().tolist()) == {}
+
+
+def test_lone_rows_count_for_their_own_region_and_all_views() -> None:
+    curves = LossCurves(THREE_VIEWS, CPU)
+    rows = replace(batch_at(0.1, 0.1, 0.1), row_B=torch.tensor([0, 1, 0]), grid=(2, 6))
+    errors = errors_by_tile(1, 2, 3, 4, 5, 6).reshape(2, 12, 5)
+    curves.add(torch.cat([errors, 3 * errors[:1]]), rows)
+    metrics = curves.metrics(curves.take().tolist())
+    regions = {"rgb": (2 + 6) / 2, "normal": 5, "view_0": 8 / 3, "view_1": 13 / 3, "view_2": 6}
+    expected = {f"train/loss_by_region/{name}": value for name, value in regions.items()}
+    assert metrics == pytest.approx(expected | {"train/loss_by_sigma/0.1": 13 / 3})
+    curves.add(errors[1:], replace(batch_at(0.1), row_B=torch.tensor([1]), grid=(2, 6)))
+    alone = curves.metrics(curves.take().tolist())
+    assert "train/loss_by_region/rgb" not in alone
+    assert alone["train/loss_by_region/view_2"] == pytest.approx(6)
 
 
 def test_workers_sums_give_the_curves_of_all_samples() -> None:
@@ -117,7 +134,7 @@ def test_held_out_losses_by_region_have_the_mean_of_all(alone: None) -> None:
     engine = tiny_engine(config)
 
     def tiles(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return tile_losses(squared_errors(model, batch, 1.0), batch.grid, PUBLISHED)
+        return tile_losses(squared_errors(model, batch, 1.0), batch, PUBLISHED)
 
     found = held_out_loss(engine, tiles, TinySamples(), config, PUBLISHED)
     pairs = [(index, sigma) for index in range(3) for sigma in config.validation.sigmas]

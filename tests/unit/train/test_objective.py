@@ -36,6 +36,7 @@ def batch_of(x0: float, noise: float, sigma: float) -> Batch:
         torch.tensor([sigma]),
         torch.zeros(1, 3, 5),
         torch.zeros(1, 2),
+        torch.tensor([0]),
         (2, 4),
     )
 

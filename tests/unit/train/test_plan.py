@@ -93,6 +93,15 @@ def test_a_plan_needs_neither_weights_nor_data(full_size: Path) -> None:
     assert "memory per worker, about" in figures
 
 
+def test_a_row_has_half_the_tokens_and_a_bundle_two_rows(full_size: Path) -> None:
+    plan = plan_of(full_size, "data.domains=switch")
+    assert (plan.image_tokens, plan.text_tokens) == (4096, 512)
+    assert plan.steps_per_epoch == pytest.approx(200 / 32)
+    assert dict(plan.figures())["data"].endswith("a sample per row")
+    whole = plan_of(full_size)
+    assert plan.flops_per_sample["attention"] < whole.flops_per_sample["attention"] / 3
+
+
 @pytest.mark.parametrize("file", ["docs/training.md", "configs/train/flux-lora.yaml"])
 def test_the_plan_command_works_as_it_is_written(
     file: str, monkeypatch: pytest.MonkeyPatch

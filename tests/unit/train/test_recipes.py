@@ -71,7 +71,21 @@ def test_the_bases_see_their_data_sixteen_times(name: str, samples: int) -> None
     assert config.run.steps * config.data.global_batch == 16 * samples
 
 
-@pytest.mark.parametrize("name", ["base-147k", "base-50k", "doll", "flux-lora"])
+def test_the_switcher_differs_from_its_base_in_the_switch_alone() -> None:
+    base, switcher = (
+        load_config(TrainConfig, CONFIGS / "train" / f"{name}.yaml").config.model_dump()
+        for name in ("base-50k", "switcher")
+    )
+    assert switcher["data"].pop("domains") == "switch"
+    assert base["data"].pop("domains") == "bundle"
+    assert (base["run"].pop("dir").name, switcher["run"].pop("dir").name) == (
+        "base-50k",
+        "switcher",
+    )
+    assert switcher == base
+
+
+@pytest.mark.parametrize("name", ["base-147k", "base-50k", "doll", "flux-lora", "switcher"])
 def test_they_fit_on_cards_of_80_gb(name: str) -> None:
     recipe = CONFIGS / "train" / f"{name}.yaml"
     figures = make_plan(load_config(TrainConfig, recipe, [f"base.path={FLUX}"]))

@@ -106,6 +106,7 @@ def test_latents_of_another_precision_are_named(shards: Path) -> None:
     assert "has another dtype" in "\n".join(warnings_of(shards))
     create_cache(describe_encoder(FLUX, "b" * 64, PUBLISHED, "bfloat16"), root)
     assert "2 of 2 shards are not encoded yet" in "\n".join(warnings_of(shards))
+    assert "has another domains" in "\n".join(warnings_of(shards, "data.domains=switch"))
 
 
 def test_a_data_set_without_held_out_samples_is_named(shards: Path) -> None:

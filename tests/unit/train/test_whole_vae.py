@@ -206,6 +206,7 @@ def test_losses_are_those_worked_out_by_hand() -> None:
     [
         ("adapter.rank=8", "adapter or full, not both"),
         ("engine.kind=deepspeed", "engine.kind=ddp"),
+        ("data.domains=switch", "data.domains=bundle"),
         ("full.parts=[vae, transformer]", r"\[vae\], or transformer"),
         ("full.parts=[text_encoder]", r"\[vae\], or transformer"),
         ("data.on_corrupt=skip", "on_corrupt=stop"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kiss3d_infer.bundle.image import Bundle, encode_image
-from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout, Domains
 from kiss3d_infer.flux.base import base_identity, create_random_base
 from kiss3d_train.data.encode import ShardEncoder, create_cache, describe_encoder
 from kiss3d_train.data.shards import SPLITS, load_index, write_shards
@@ -20,13 +20,13 @@ TINY_MODEL = Path(__file__).parents[3] / "configs" / "models" / "tiny"
 
 
 def bundle_of(number: int, layout: BundleLayout = PUBLISHED) -> Bundle:
-    """White with a square of some colour in every tile."""
+    """White with a square of some colour in every tile of a row, and of its complement below."""
     width, height = layout.image_size(TILE)
     image = torch.ones(3, height, width)
     color = torch.randint(256, (3, 1, 1), generator=torch.Generator().manual_seed(number)) / 255
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
-            image[:, top + 8 : top + 24, left + 8 : left + 24] = color
+            image[:, top + 8 : top + 24, left + 8 : left + 24] = color if top == 0 else 1 - color
     return Bundle(image, layout)
 
 
@@ -61,10 +61,12 @@ def make_base(folder: Path) -> Path:
     return create_random_base(TINY_MODEL, folder / "base", seed=0)
 
 
-def encode_here(shards: Place, base: Path, out: Place) -> Place:
+def encode_here(shards: Place, base: Path, out: Place, domains: Domains = "bundle") -> Place:
     """What `encode_shards` does, in this process instead of over Ray."""
     index = load_index(shards)
-    folder = create_cache(describe_encoder(base, base_identity(base), index.layout, "float32"), out)
+    identity = base_identity(base)
+    described = describe_encoder(base, identity, index.layout, "float32", domains)
+    folder = create_cache(described, out)
     encoder = ShardEncoder(shards, base, folder, "cpu")
     for split in SPLITS:
         for number in range(len(index.of(split))):
