@@ -48,6 +48,7 @@ class Identity:
         rank, alpha: size and scale of the adapter; 0 without one.
         seed, global_batch: they fix which sample comes when.
         initial_adapter: digest of the LoRA that training started from; empty without one.
+        resident: whether an adapter's data is on the device, where other numbers are drawn.
     """
 
     base: str
@@ -59,6 +60,7 @@ class Identity:
     seed: int
     global_batch: int
     initial_adapter: str = ""
+    resident: bool = False
 
 
 @dataclass(frozen=True)

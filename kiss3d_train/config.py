@@ -77,6 +77,11 @@ class DataSection(Config):
     """Samples that each worker reads ahead of the step that it prepares."""
     readers: Positive = 2
     """Threads per worker that read them; over a network more of them hide its delay."""
+    resident: bool = False
+    """Read the whole training split at the start, keep it on each worker's device, and draw there
+    what is random: other numbers than when samples are streamed. For small models, whose steps are
+    shorter than reading their samples would take. What it takes is not part of
+    engine.memory_budget_gib."""
     cache: Path | None = None
     """Folder on each machine's own disk for latents read over the network; none when not given."""
     cache_gb: Annotated[Number, Field(gt=0)] = 50.0
@@ -327,6 +332,14 @@ class TrainConfig(Config):
             raise ValueError("full needs data.domains=bundle")
         if self.samples.num_drawings:
             raise ValueError("full draws no samples")
+        return self
+
+    @model_validator(mode="after")
+    def _resident_data_is_sound(self) -> Self:
+        if self.data.resident and self.full is not None:
+            raise ValueError("data.resident is for adapters; full keeps its data in memory anyway")
+        if self.data.resident and self.data.on_corrupt != "stop":
+            raise ValueError("data.resident needs data.on_corrupt=stop")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -46,6 +47,11 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The batch on a device; copies from pinned memory do not wait."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, size: int) -> list[Self]:
+        """The batch in pieces of `size` samples."""
+        starts = range(0, len(self.sigma_B), size)
+        return [self._mapped(itemgetter(slice(start, start + size))) for start in starts]
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory, from which copies to a GPU run beside its work."""

@@ -23,6 +23,8 @@ from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB, Footprint, Keep
 
 ASSUMED_TILE = 512
 """In published bundles; for a plan without a data set."""
+LATENT_BYTES = 256
+"""Per image token: mean and log-variance of 64 values in half precision."""
 _ATTENTION_BACKWARD = 2.5
 """Matrix products of flash attention's backward pass per product of its forward pass: 5 to 2."""
 _H200_MATMUL, _H200_ATTENTION = 790e12, 570e12
@@ -227,9 +229,16 @@ class Plan:
         return [
             ("data", f"{self.index}{', a sample per row' if is_switch else ''}"),
             ("tokens", tokens),
+            *self._resident_figures(sum(self.index.counts("train"))),
             ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
             ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
         ]
+
+    def _resident_figures(self, samples: int) -> list[tuple[str, str]]:
+        if not self.config.data.resident:
+            return []
+        latents = _bytes(samples * self.image_tokens * LATENT_BYTES)
+        return [("resident on each device", f"{latents} of latents, and each caption's embedding")]
 
     @property
     def checkpoint_bytes(self) -> int:

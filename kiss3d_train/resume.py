@@ -60,6 +60,7 @@ def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
         seed=config.run.seed,
         global_batch=config.data.global_batch,
         initial_adapter="" if init_from is None else lora_identity(init_from),
+        resident=config.data.resident,
     )
 
 

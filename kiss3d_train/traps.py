@@ -11,14 +11,12 @@ from kiss3d_train.data.encode import describe_encoder
 from kiss3d_train.data.latents import ENCODER_FILE, not_encoded, read_encoder
 from kiss3d_train.data.shards import SPLITS
 from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB
-from kiss3d_train.plan import Plan
+from kiss3d_train.plan import LATENT_BYTES, Plan
 
 _QUADRATIC_DEEPSPEED = ("0.18.5", "0.18.6")
 """They recount all parameters in every gradient hook (DeepSpeed #7780, mended by #7886)."""
 _LARGE_BASE = 1e9
 _MANY_TOKENS = 2048
-_LATENT_BYTES = 256
-"""Per image token: mean and log-variance of 64 values in half precision."""
 
 
 def traps(plan: Plan) -> list[str]:
@@ -157,7 +155,7 @@ def _disk(plan: Plan) -> Iterator[str]:
         return
     width = int(read_config(config.base.path, "text_encoder_2/config.json")["d_model"])
     value = 2 if config.base.dtype == "bfloat16" else 4
-    each = plan.image_tokens * _LATENT_BYTES + plan.text_tokens * width * value
+    each = plan.image_tokens * LATENT_BYTES + plan.text_tokens * width * value
     total = each * sum(plan.num_samples(split) for split in SPLITS)
     yield from _too_full(root, total, "latents and text embeddings")
 

@@ -25,7 +25,8 @@ from kiss3d_train.checkpoint import Best, Checkpoint, Identity, best_at, checkpo
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves, tile_losses, training_loss
 from kiss3d_train.data.cache import DiskCache
-from kiss3d_train.data.latents import open_split
+from kiss3d_train.data.latents import LatentSplit, open_split
+from kiss3d_train.data.resident import ResidentStream, read_resident
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.storage import Place
 from kiss3d_train.data.stream import Stream
@@ -119,6 +120,12 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     if job.latents is None or job.footprint is None:
         raise ValueError("an adapter trains on latents, within a footprint")
     config, device = job.config, device_of(job.config)
+    index = load_index(config.data.shards)
+    cache = _cache(config)
+    training = open_split(job.latents, index, "train", cache)
+    held_out = open_split(job.latents, index, "val", cache)
+    # Before the model, whose blocks keep what is left of the memory.
+    stream = _open_stream(training, config, device, sink)
     transformer = load_base(
         config.base.path, dtype=config.base.dtype, parts=("transformer",)
     ).transformer
@@ -126,12 +133,6 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     keeps = job.footprint.keeps(config, budget_of(config, device))
     engine = assemble(transformer, config, device, keeps)
     first_step, average = restore(job, engine)
-    index = load_index(config.data.shards)
-    cache = _cache(config)
-    training = open_split(job.latents, index, "train", cache)
-    held_out = open_split(job.latents, index, "val", cache)
-    order = training.order(config.run.seed)
-    stream = Stream(training, order, config, dist.get_rank(), dist.get_world_size())
     validation: dict[str, float] = {}
 
     def tiles(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -173,7 +174,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
-    stream.close()
+    if isinstance(stream, Stream):
+        stream.close()
     _export(job, engine, average)
     peak = peak_memory(device)
     return Outcome(step, tuple(losses), validation, seconds, peak, at_start, trainer.best)
@@ -200,6 +202,17 @@ class _RunSink:
 
     def show(self, line: str) -> None:
         self._log.write(f"{line}\n")
+
+
+def _open_stream(
+    training: LatentSplit, config: TrainConfig, device: torch.device, sink: Sink | None
+) -> Stream | ResidentStream:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if not config.data.resident:
+        return Stream(training, training.order(config.run.seed), config, rank, world_size)
+    show = sink.show if sink else None
+    samples = read_resident(training, device, threads=config.data.readers, show=show)
+    return ResidentStream(samples, config, rank, world_size)
 
 
 def _cache(config: TrainConfig) -> DiskCache | None:

@@ -206,22 +206,42 @@ class LatentSplit:
         Raises:
             DamageError: its bytes are missing, or not those that were indexed.
         """
-        members = self._members(self._tars[shard], self._indices[shard].samples[row])
-        pair = PromptPair.model_validate_json(members["json"])
-        latent = _tensors(members[LATENT])
-        full = self._prompts.read(pair.full)
+        pair, mean_chw, logvar_chw = self._latent(shard, row)
+        full = self.prompt(pair.full)
         if pair.bare not in self._bare:  # one or two for a whole data set: kept in memory
-            self._bare[pair.bare] = self._prompts.read(pair.bare)
+            self._bare[pair.bare] = self.prompt(pair.bare)
         bare = self._bare[pair.bare]
         return Sample(
-            mean_chw=latent["mean"].float(),
-            std_chw=torch.exp(0.5 * latent["logvar"].float()),
+            mean_chw=mean_chw.float(),
+            std_chw=torch.exp(0.5 * logvar_chw.float()),
             prompt_LD=full["states"],
             pooled_P=full["pooled"],
             bare_prompt_LD=bare["states"],
             bare_pooled_P=bare["pooled"],
             row=pair.row,
         )
+
+    def latent(self, index: int) -> tuple[PromptPair, Tensor, Tensor]:
+        """A sample's prompts, and mean and log-variance [c, h, w] of its scaled latent, float16.
+
+        Raises:
+            DamageError: see `read`.
+        """
+        return self._latent(*self._rows[index])
+
+    def prompts(self) -> list[str]:
+        """Digests of all prompts of the samples, each once."""
+        return sorted({digest for shard in self._indices for digest in shard.prompts})
+
+    def prompt(self, digest: str) -> dict[str, Tensor]:
+        """The tensors of a prompt; see `PromptStore.read`."""
+        return self._prompts.read(digest)
+
+    def _latent(self, shard: int, row: int) -> tuple[PromptPair, Tensor, Tensor]:
+        members = self._members(self._tars[shard], self._indices[shard].samples[row])
+        latent = _tensors(members[LATENT])
+        pair = PromptPair.model_validate_json(members["json"])
+        return pair, latent["mean"], latent["logvar"]
 
     def _members(self, tar: str, sample: IndexedSample) -> dict[str, bytes]:
         ranges = list(sample.members.values())

@@ -1,6 +1,5 @@
 """A split's pictures in memory, read once at the start."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,13 +8,11 @@ from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.errors import InputError
+from kiss3d_train.data.resident import ShowFn, showing
 from kiss3d_train.data.shards import ShardReader, Split, decode_sample
 
-ShowFn = Callable[[str], None]
 _SHARE_OF_DEVICE = 0.5
 """Of a GPU's free memory; the rest is for the step."""
-_LINES = 10
-"""Of progress while a split is read."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def read_pictures(
         return str(meta["caption"])
 
     with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
-        captions = tuple(_showing(pool.map(read, range(num)), num, f"{split} bundles", show))
+        captions = tuple(showing(pool.map(read, range(num)), num, f"{split} bundles", show))
     return Pictures(tiles, captions)
 
 
@@ -92,10 +89,3 @@ def _tiles_of(bundle: Bundle) -> Tensor:
     rows, views, tile = len(bundle.layout.rows), bundle.layout.num_views, bundle.tile
     values = bundle.image.mul(255).round_().byte()
     return values.reshape(3, rows, tile, views, tile).permute(1, 3, 0, 2, 4)
-
-
-def _showing(items: Iterator[str], total: int, label: str, show: ShowFn | None) -> Iterator[str]:
-    for number, item in enumerate(items, start=1):
-        yield item
-        if show and number * _LINES // total > (number - 1) * _LINES // total:
-            show(f"read {number} of {total} {label}")

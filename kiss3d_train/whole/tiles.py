@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.draws import EpochOrder, seeded
 from kiss3d_train.whole.autoencoder import PictureBatch
-from kiss3d_train.whole.order import EpochOrder, seeded
 
 
 class TileStream:

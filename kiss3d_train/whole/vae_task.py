@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kiss3d_infer.flux.base import load_base
 from kiss3d_train.config import FullSection, TrainConfig
+from kiss3d_train.data.draws import EpochOrder
+from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader
 from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Batches
@@ -16,8 +18,7 @@ from kiss3d_train.validation import shares
 from kiss3d_train.whole.autoencoder import PictureBatch, WholeVae, psnr, vae_losses
 from kiss3d_train.whole.calibrate import calibrate
 from kiss3d_train.whole.export import load_weights, write_base
-from kiss3d_train.whole.order import EpochOrder
-from kiss3d_train.whole.pictures import ShowFn, read_pictures, resident
+from kiss3d_train.whole.pictures import read_pictures, resident
 from kiss3d_train.whole.tiles import TileStream, joined
 
 _MEASURED_TILES = 1024

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kiss3d_infer.flux.base import PARTS, load_base
 from kiss3d_train.config import FullSection, TrainConfig
+from kiss3d_train.data.draws import seeded
+from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader, Split
 from kiss3d_train.data.tile import check_tile
 from kiss3d_train.engine import Engine
@@ -17,8 +19,7 @@ from kiss3d_train.objective import weighted
 from kiss3d_train.validation import shares
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
-from kiss3d_train.whole.order import seeded
-from kiss3d_train.whole.pictures import ShowFn, read_pictures
+from kiss3d_train.whole.pictures import read_pictures
 from kiss3d_train.whole.task import compiles
 from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_views
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.flux.prompt import t5_length, view_t5_prompt
-from kiss3d_train.config import ObjectiveSection, TrainConfig
-from kiss3d_train.objective import pack, shift_mu, shifted
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.draws import SharedDraws
+from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
-from kiss3d_train.whole.order import EpochOrder, seeded
 from kiss3d_train.whole.pictures import Pictures
 
 if TYPE_CHECKING:
@@ -138,49 +138,27 @@ def _tokens(pipeline: "FluxPipeline", captions: Sequence[str], layout: BundleLay
 
 
 class ViewStream:
-    """This worker's share of each global batch.
-
-    Which views come, their noise, timesteps and dropped captions are functions of (seed, step),
-    drawn on the device for the whole global batch, of which each worker takes its share; so they do
-    not depend on the number of workers. They do depend on the device: the CPU's generator and a
-    GPU's give different numbers for one seed.
-    """
+    """This worker's share of each global batch; see `SharedDraws`."""
 
     num_skipped = 0
 
     def __init__(self, views: Views, config: TrainConfig, rank: int, world_size: int) -> None:
-        self._views, self._config = views, config
-        self._rank, self._world_size = rank, world_size
-        device = views.latents_OVNC.device
-        self._order = EpochOrder(len(views), f"{config.run.seed}/views", device)
+        self._views, self._micro = views, config.scaling.micro_batch
+        num_tokens, channels = views.latents_OVNC.shape[2:]
+        self._draws = SharedDraws(
+            config,
+            "views",
+            len(views),
+            (num_tokens, channels),
+            views.latents_OVNC.device,
+            rank,
+            world_size,
+        )
 
     def micro_batches(self, step: int) -> list[ViewBatch]:
         """The batches to accumulate in optimizer step `step`, counted from 0."""
-        config, views = self._config, self._views
-        total, micro = config.data.global_batch, config.scaling.micro_batch
-        share = total // self._world_size
-        own = slice(self._rank * share, (self._rank + 1) * share)
-        generator = seeded(f"{config.run.seed}/draws/{step}", views.latents_OVNC.device)
-        shape = (total, *views.latents_OVNC.shape[2:])
-        # The noise comes first, so that the recipe has no influence on it.
-        noise_BNC = torch.randn(shape, generator=generator, device=generator.device)[own]
-        is_dropped_B = _uniform(total, generator)[own] < config.objective.caption_dropout
-        timestep_B = draw_timesteps(config.objective, total, generator)[own]
-        sigma_B = shifted(timestep_B, shift_mu(config.objective, shape[1]))
-        index_B = self._order.at(step * total + own.start, share)
-        batch = views.batch(index_B, noise_BNC, sigma_B)
-        bare_BL = views.bare_tokens(index_B)
-        tokens_BL = torch.where(is_dropped_B[:, None], bare_BL, batch.tokens_BL)
-        return replace(batch, tokens_BL=tokens_BL).split(micro)
-
-
-def draw_timesteps(objective: ObjectiveSection, count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [count] in (0, 1), distributed as the recipe says."""
-    if objective.timesteps == "uniform":
-        return _uniform(count, generator)
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    return torch.sigmoid(objective.logit_mean + objective.logit_std * normal)
-
-
-def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, device=generator.device)
+        views, drawn = self._views, self._draws.at(step)
+        batch = views.batch(drawn.index_B, drawn.normals_KBNC[0], drawn.sigma_B)
+        bare_BL = views.bare_tokens(drawn.index_B)
+        tokens_BL = torch.where(drawn.is_dropped_B[:, None], bare_BL, batch.tokens_BL)
+        return replace(batch, tokens_BL=tokens_BL).split(self._micro)

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from kiss3d_train.average import WeightAverage
+from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader
 from kiss3d_train.engine import Engine, create_engine
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.summary import base_of
 from kiss3d_train.whole.export import require_folder
-from kiss3d_train.whole.pictures import ShowFn
 from kiss3d_train.whole.task import Task
 from kiss3d_train.whole.vae_task import VaeTask
 from kiss3d_train.whole.view_task import ViewTask

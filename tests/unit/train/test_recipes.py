@@ -14,6 +14,7 @@ from kiss3d_train.plan import make_plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted((CONFIGS / "train").glob("*.yaml"))
+MINI_BASE = load_config(TrainConfig, CONFIGS / "train" / "mini-base.yaml").config.run.dir
 FLUX = CONFIGS / "models" / "flux1-dev"
 ON_CPU = [
     "base.dtype=float32",
@@ -28,7 +29,7 @@ ON_CPU = [
 def model_of(recipe: Path) -> Path:
     """The configuration of the base that the recipe is for."""
     config = load_config(TrainConfig, recipe).config
-    if config.full is not None:
+    if config.full is not None or config.base.path == MINI_BASE / "base":
         return CONFIGS / "models" / "mini"
     return {"tiny": CONFIGS / "models" / "tiny", "base": CONFIGS / "models" / "demo"}.get(
         config.base.path.name, FLUX

@@ -15,10 +15,10 @@ from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import load_base
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.draws import EpochOrder
 from kiss3d_train.data.shards import ShardReader
 from kiss3d_train.whole.autoencoder import PictureBatch, WholeVae, psnr, vae_losses
 from kiss3d_train.whole.calibrate import calibrate
-from kiss3d_train.whole.order import EpochOrder
 from kiss3d_train.whole.pictures import read_pictures
 from kiss3d_train.whole.tiles import TileStream, joined
 from kiss3d_train.worker import Outcome

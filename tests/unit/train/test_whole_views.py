@@ -15,12 +15,12 @@ from kiss3d_infer.config import load_config
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.prompt import t5_length, view_clip_prompt, view_t5_prompt
 from kiss3d_train.config import ObjectiveSection, TrainConfig
+from kiss3d_train.data.draws import draw_timesteps, seeded
 from kiss3d_train.data.shards import ShardReader
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.flux import WholeFlux, view_losses
-from kiss3d_train.whole.order import seeded
 from kiss3d_train.whole.pictures import Pictures, read_pictures
-from kiss3d_train.whole.views import Views, ViewStream, draw_timesteps, encode_views
+from kiss3d_train.whole.views import Views, ViewStream, encode_views
 from kiss3d_train.worker import Outcome
 
 RECIPE = "mini-base.yaml"
