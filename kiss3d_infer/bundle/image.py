@@ -184,8 +184,10 @@ def load_bundle(source: Path | bytes) -> Bundle:
             raise InputError(f"the image is larger than {_MAX_PIXELS} pixels")
         layout = _stored_layout(picture)
         layout.tile_of(picture.width, picture.height)
-        pixels = np.array(picture.convert("RGBA"))
+        pixels = np.array(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
     values = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    if len(values) == 3:
+        return Bundle(values, layout)
     return Bundle(values[:3] * values[3:] + (1 - values[3:]), layout)
 
 

@@ -54,6 +54,15 @@ def test_background_is_white_in_both_rows_whatever_lies_there() -> None:
     assert torch.all(bundle.image == 1)
 
 
+def test_an_alpha_channel_that_hides_nothing_changes_nothing() -> None:
+    picture = random_bundle().to_pil()
+    opaque, plain = io.BytesIO(), io.BytesIO()
+    picture.convert("RGBA").save(opaque, "PNG")
+    picture.save(plain, "PNG")
+    found, expected = (load_bundle(data.getvalue()).image for data in (opaque, plain))
+    assert torch.equal(found, expected)
+
+
 def test_transparent_pictures_are_composited_on_white() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((64, 128, 4), np.uint8)).save(buffer, "PNG")
