@@ -76,7 +76,8 @@ class DataSection(Config):
     prefetch: Positive = 8
     """Samples that each worker reads ahead of the step that it prepares."""
     readers: Positive = 2
-    """Threads per worker that read them; over a network more of them hide its delay."""
+    """Threads per worker that read them; over a network more of them hide its delay. Where whole
+    parts train on thousands of bundles, they are processes."""
     resident: bool = False
     """Read the whole training split at the start, keep it on each worker's device, and draw there
     what is random: other numbers than when samples are streamed. For small models, whose steps are

@@ -1,9 +1,14 @@
 """A split's pictures in memory, read once at the start."""
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kiss3d_infer.bundle.image import Bundle
@@ -11,6 +16,11 @@ from kiss3d_infer.errors import InputError
 from kiss3d_train.data.resident import ShowFn, showing
 from kiss3d_train.data.shards import ShardReader, Split, decode_sample
 
+_Found = tuple[NDArray[np.uint8], str]
+_MANY = 2000
+"""Bundles that are worth the seconds in which processes start."""
+_CHUNK = 8
+"""Bundles that a process is asked for at a time."""
 _SHARE_OF_DEVICE = 0.5
 """Of a GPU's free memory; the rest is for the step."""
 
@@ -35,7 +45,7 @@ def read_pictures(
     reader: ShardReader,
     split: Split,
     *,
-    threads: int,
+    readers: int,
     rows: slice = slice(None),
     most: int | None = None,
     show: ShowFn | None = None,
@@ -45,7 +55,7 @@ def read_pictures(
     Args:
         reader: of the data set.
         split: which bundles.
-        threads: that read and decode.
+        readers: threads that read and decode; processes where there are many bundles.
         rows: which rows of the layout are kept.
         most: only so many of the first bundles.
         show: told at times how far it is.
@@ -65,15 +75,50 @@ def read_pictures(
     kept = len(layout.rows[rows])
     tiles = torch.empty(num, kept, layout.num_views, 3, tile, tile, dtype=torch.uint8)
 
-    def read(index: int) -> str:
-        members = reader.read(split, index)
-        bundle, meta = decode_sample(members, where=reader.key(split, index))
-        tiles[index] = _tiles_of(bundle)[rows]
-        return str(meta["caption"])
+    captions = []
+    with _reading(_Read(reader, split, rows), num, readers) as found:
+        for index, (read, caption) in enumerate(showing(found, num, f"{split} bundles", show)):
+            tiles[index] = torch.from_numpy(read)
+            captions.append(caption)
+    return Pictures(tiles, tuple(captions))
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
-        captions = tuple(showing(pool.map(read, range(num)), num, f"{split} bundles", show))
-    return Pictures(tiles, captions)
+
+class _Read:
+    """Reads bundles of a split by index: tiles [R, V, 3, T, T] uint8, and the caption."""
+
+    def __init__(self, reader: ShardReader, split: Split, rows: slice) -> None:
+        self._reader, self._split, self._rows = reader, split, rows
+
+    def __call__(self, index: int) -> _Found:
+        members = self._reader.read(self._split, index)
+        bundle, meta = decode_sample(members, where=self._reader.key(self._split, index))
+        return _tiles_of(bundle)[self._rows].contiguous().numpy(), str(meta["caption"])
+
+
+@contextmanager
+def _reading(read: _Read, num: int, count: int) -> Iterator[Iterator[_Found]]:
+    """The first `num` bundles in order, read by threads or processes that end with the block."""
+    if num < _MANY:
+        with ThreadPoolExecutor(count, thread_name_prefix="pictures") as threads:
+            yield threads.map(read, range(num))
+        return
+    # Spawned: a forked process would inherit a CUDA that it cannot use, and locks of threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, _set_read, (read,)) as processes:
+        yield processes.map(_read_here, range(num), chunksize=_CHUNK)
+
+
+_here: list[_Read] = []
+"""Of a process that reads. Sent to it once, as it holds the whole index."""
+
+
+def _set_read(read: _Read) -> None:
+    torch.set_num_threads(1)
+    _here.append(read)
+
+
+def _read_here(index: int) -> _Found:
+    return _here[0](index)
 
 
 def resident(tensor: Tensor, device: torch.device) -> Tensor:

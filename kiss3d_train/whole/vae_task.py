@@ -41,12 +41,12 @@ class VaeTask:
         torch.backends.cudnn.benchmark = True  # the same few shapes, thousands of times
         vae = load_base(config.base.path, dtype="float32", parts=("vae",)).vae.to(device)
         self.model: nn.Module = WholeVae(vae)
-        threads, held_out = config.data.readers, config.validation.samples
-        pictures = read_pictures(reader, "train", threads=threads, show=show)
+        readers, held_out = config.data.readers, config.validation.samples
+        pictures = read_pictures(reader, "train", readers=readers, show=show)
         self._tiles = resident(pictures.tiles_NRV3TT, device)
         self.has_validation = held_out > 0 and reader.num_samples("val") > 0
         if self.has_validation:
-            found = read_pictures(reader, "val", threads=threads, most=held_out)
+            found = read_pictures(reader, "val", readers=readers, most=held_out)
             self._held_out = found.tiles_NRV3TT.to(device)
         self.stream: Batches = TileStream(
             self._tiles,

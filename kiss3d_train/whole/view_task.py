@@ -45,7 +45,7 @@ class ViewTask:
             pictures = read_pictures(
                 reader,
                 split,
-                threads=config.data.readers,
+                readers=config.data.readers,
                 rows=slice(row, row + 1),
                 most=most,
                 show=told,

@@ -81,7 +81,7 @@ def test_the_base_is_whole_and_only_the_vae_is_new(
     changed = {n.parts[0] for n in names if (base / n).read_bytes() != (made / n).read_bytes()}
     assert changed == {"vae"}
     vae = load_base(made, dtype="float32", parts=("vae",)).vae
-    tiles = read_pictures(ShardReader(shards), "train", threads=1).tiles_NRV3TT.flatten(0, 2)
+    tiles = read_pictures(ShardReader(shards), "train", readers=1).tiles_NRV3TT.flatten(0, 2)
     with torch.no_grad():
         latents = vae.encode(tiles.float() / 127.5 - 1).latent_dist.mean
     scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
@@ -135,7 +135,7 @@ def stream_of(tiles: torch.Tensor, config: TrainConfig, rank: int, workers: int)
 
 
 def test_two_workers_see_what_one_sees(shards: Path) -> None:
-    tiles = read_pictures(ShardReader(shards), "train", threads=2).tiles_NRV3TT
+    tiles = read_pictures(ShardReader(shards), "train", readers=2).tiles_NRV3TT
     config = tiny_recipe()
     alone = stream_of(tiles, config, 0, 1)
     both = [stream_of(tiles, config, rank, 2) for rank in range(2)]
@@ -151,7 +151,7 @@ def test_two_workers_see_what_one_sees(shards: Path) -> None:
 
 def test_odd_steps_see_whole_bundles(shards: Path) -> None:
     reader = ShardReader(shards)
-    pictures = read_pictures(reader, "train", threads=2)
+    pictures = read_pictures(reader, "train", readers=2)
     stream = stream_of(pictures.tiles_NRV3TT, tiny_recipe(), 0, 1)
     (tiles, _), (one, other) = stream.micro_batches(0), stream.micro_batches(1)
     assert tiles.images_B3HW.shape == (8, 3, TILE, TILE)
@@ -161,8 +161,17 @@ def test_odd_steps_see_whole_bundles(shards: Path) -> None:
     assert torch.equal(joined(pictures.tiles_NRV3TT[:1])[0], expected)
 
 
+def test_processes_read_what_threads_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, rows = ShardReader(shards), slice(1, 2)
+    by_threads = read_pictures(reader, "train", readers=2, rows=rows)
+    monkeypatch.setattr("kiss3d_train.whole.pictures._MANY", 1)
+    by_processes = read_pictures(reader, "train", readers=2, rows=rows)
+    assert by_processes.captions == by_threads.captions
+    assert torch.equal(by_processes.tiles_NRV3TT, by_threads.tiles_NRV3TT)
+
+
 def test_a_pass_that_holds_no_whole_bundle_is_refused(shards: Path) -> None:
-    tiles = read_pictures(ShardReader(shards), "train", threads=2, most=2).tiles_NRV3TT
+    tiles = read_pictures(ShardReader(shards), "train", readers=2, most=2).tiles_NRV3TT
     with pytest.raises(InputError, match="multiple of 8"):
         stream_of(tiles, tiny_recipe("scaling={micro_batch: 4}"), 0, 1)
 

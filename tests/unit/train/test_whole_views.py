@@ -41,7 +41,7 @@ def straight(
 
 @pytest.fixture(scope="module")
 def pictures(shards: Path) -> Pictures:
-    return read_pictures(ShardReader(shards), "train", threads=2, rows=slice(0, 1))
+    return read_pictures(ShardReader(shards), "train", readers=2, rows=slice(0, 1))
 
 
 @pytest.fixture(scope="module")
