@@ -4,12 +4,14 @@ import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from tiny_training import Records, free_port, join_group, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from whole_training import as_if_killed_after
 
 from kiss3d_infer.bundle.layout import PUBLISHED
@@ -186,6 +188,22 @@ def test_a_dropped_caption_becomes_the_bare_prompt(
     bare = split[0].bare_prompt_LD
     prompts = Batch.stacked(stream.micro_batches(3)).prompt_BLD
     assert torch.equal(prompts, bare.expand_as(prompts))
+
+
+def test_no_value_is_fetched_from_the_device_in_a_step(samples: ResidentSamples) -> None:
+    called: list[str] = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    stream = ResidentStream(samples, tiny_config(), 0, 1)
+    stream.micro_batches(0)  # draws the order of the epoch
+    with Recorded():
+        stream.micro_batches(1)
+    assert "aten::index.Tensor" in called
+    assert not {"aten::_local_scalar_dense", "aten::nonzero"} & set(called)
 
 
 def test_reading_tells_how_far_it_is(split: LatentSplit) -> None:
