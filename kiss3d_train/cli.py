@@ -359,7 +359,7 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
         show_plan(resolved, plan_whole(resolved).figures())
         return
     made = make_plan(resolved)
-    show_plan(resolved, made.figures())
+    made.show()
     for sentence in traps(made):
         typer.echo(f"  warning: {sentence}")
 

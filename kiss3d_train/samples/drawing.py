@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kiss3d_infer.bundle import Bundle, BundleReport, save_bundle, silhouettes, validate
+from kiss3d_infer.bundle import Bundle, save_bundle, silhouettes, validate
 from kiss3d_infer.bundle.normals import decode
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.evaluate import bundle_psnr, view_agreement
 from kiss3d_infer.files import writing
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import apply_lora
@@ -21,7 +22,6 @@ from kiss3d_train.config import SamplesSection, TrainConfig
 from kiss3d_train.data.shards import ShardReader, decode_sample
 from kiss3d_train.samples.rounds import Round
 
-_HIGHEST_PSNR = 100.0  # dB; equal pictures would give infinity
 _SHEET_WIDTH = 2048
 
 
@@ -39,9 +39,8 @@ class Drawing:
     """A drawn bundle and how good it is.
 
     Attributes:
-        measurements: `rows_iou`, of a view's silhouettes in the RGB and the normal row, the mean of
-            the views, which says nothing where `background` is low: see `BundleReport`; with the
-            truth those of `compared`; with a mesh `reconstruction_iou`.
+        measurements: those of `view_agreement`; with the truth those of `compared`; with a mesh
+            `reconstruction_iou`.
         problems: sentences; none if the bundle is valid.
     """
 
@@ -102,13 +101,10 @@ def subjects_of(section: SamplesSection, reader: ShardReader) -> list[Subject]:
 
 def judged(subject: Subject, bundle: Bundle) -> Drawing:
     """Validate a drawing, and compare it with the truth where there is one."""
-    report: BundleReport = validate(bundle)
-    by_view = [v for k, v in report.measurements.items() if k.startswith("silhouette_iou/")]
-    background = report.measurements["background"]
-    measured = {"background": background, "rows_iou": sum(by_view) / len(by_view)}
+    measured = view_agreement(bundle)
     if subject.truth is not None:
         measured |= compared(bundle, subject.truth)
-    return Drawing(subject, bundle, measured, report.problems)
+    return Drawing(subject, bundle, measured, validate(bundle).problems)
 
 
 def compared(drawn: Bundle, truth: Bundle) -> dict[str, float]:
@@ -120,10 +116,9 @@ def compared(drawn: Bundle, truth: Bundle) -> dict[str, float]:
         `psnr/rgb` of the RGB row in dB, at most 100; `truth_iou` of the silhouettes; `normal_error`
         in degrees where both show the object: see `likeness`.
     """
-    psnr = (-10 * (drawn.rgb - truth.rgb).square().mean().log10()).clamp(max=_HIGHEST_PSNR)
     found = likeness(_masks(drawn), _masks(truth), _normals(drawn), _normals(truth))
     return {
-        "psnr/rgb": float(psnr),
+        "psnr/rgb": bundle_psnr(drawn, truth)["psnr/rgb"],
         "truth_iou": found["silhouette_iou"],
         "normal_error": found["normal_error"],
     }

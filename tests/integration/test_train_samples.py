@@ -60,7 +60,14 @@ def test_samples_are_drawn_beside_a_run_and_its_best_adapter_is_kept(
     # One of the two rounds may have waited so long that newer weights took its turn.
     assert {STEPS} <= drawn <= {4, STEPS}
     assert (drawn == {4, STEPS}) != ("samples of step 4 are left out" in told)
-    for name in ("background", "rows_iou", "psnr/rgb", "normal_error", "truth_iou", "seconds"):
+    for name in (
+        "rows_iou",
+        "mirror_iou/0-180",
+        "psnr/rgb",
+        "normal_error",
+        "truth_iou",
+        "seconds",
+    ):
         assert client.get_metric_history(summary.run_id, f"samples/{name}"), name
     files = {entry.path for entry in client.list_artifacts(summary.run_id, "samples")}
     assert "samples/step-00000008.png" in files
