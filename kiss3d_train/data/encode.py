@@ -52,6 +52,9 @@ _ENCODER_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _CAPTIONS_PER_PASS = 8
 _PROCESS_BYTES = 2**30
 """Memory of an encoder's process beside its weights."""
+_SMALL_BASE_BYTES = 2**29
+_MOST_PER_GPU = 8
+"""Encoders of a small base on one GPU, which reading and packing would leave idle."""
 _DETERMINISTIC_LOGVAR = -30.0
 """AutoencoderKL's own lower bound; for an autoencoder without a posterior."""
 _STALE_SECONDS = 3600
@@ -288,9 +291,8 @@ def _encode_over_ray(
 
     with ray_session() as resources, unwrapped():
         device = "cuda" if use_gpu else "cpu"
-        actor = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="SPREAD")(
-            ShardEncoder
-        )
+        share = 1 / encoders_per_gpu(base, resources) if use_gpu else 0
+        actor = ray.remote(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")(ShardEncoder)
 
         def create() -> Any:
             return actor.remote(absolute(shards), base.absolute(), absolute(folder), device)
@@ -334,22 +336,38 @@ def _encoded_by(
 
 
 def num_encoders(base: Path, resources: Mapping[str, float], use_gpu: bool) -> int:
-    """How many encoders a cluster can hold: one per GPU, else by cores and memory.
+    """How many encoders a cluster can hold: see `encoders_per_gpu`, else by cores and memory.
 
     Raises:
         InputError: GPUs are wanted and there are none.
     """
-    if use_gpu and not resources.get("GPU"):
-        raise InputError("the cluster has no GPU to encode on", fix="use the CPU, or add one")
     if use_gpu:
-        return int(resources["GPU"])
+        return int(resources.get("GPU", 0)) * encoders_per_gpu(base, resources)
+    # Twice: files in half precision become float32.
+    needed = _PROCESS_BYTES + 2 * _weight_bytes(base)
+    return max(1, int(min(resources["CPU"], resources["memory"] // needed)))
+
+
+def encoders_per_gpu(base: Path, resources: Mapping[str, float]) -> int:
+    """How many encoders share a GPU: one, or of a small base as many as there are cores for.
+
+    Raises:
+        InputError: the cluster has no GPU.
+    """
+    num_gpus = int(resources.get("GPU", 0))
+    if not num_gpus:
+        raise InputError("the cluster has no GPU to encode on", fix="use the CPU, or add one")
+    if _weight_bytes(base) > _SMALL_BASE_BYTES:
+        return 1
+    return max(1, min(_MOST_PER_GPU, int(resources["CPU"]) // num_gpus))
+
+
+def _weight_bytes(base: Path) -> int:
     folder = base if base.is_dir() else base.parent
     files = [file for part in _ENCODER_PARTS for file in (folder / part).glob("*.safetensors")]
     if base.is_file():
         files.append(base)  # it may hold any part
-    # Twice: files in half precision become float32.
-    needed = _PROCESS_BYTES + 2 * sum(file.stat().st_size for file in files)
-    return max(1, int(min(resources["CPU"], resources["memory"] // needed)))
+    return sum(file.stat().st_size for file in files)
 
 
 def _digest(caption: str, layout: BundleLayout) -> str:

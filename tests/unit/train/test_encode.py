@@ -173,11 +173,15 @@ def test_encoders_are_as_many_as_cores_memory_or_gpus_allow(base: Path, tmp_path
     assert num_encoders(base, {"CPU": 4.0, "memory": 64.0 * gib}, use_gpu=False) == 4
     assert num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=False) == 7
     assert num_encoders(base, {"CPU": 64.0, "memory": 0.1 * gib}, use_gpu=False) == 1
-    assert num_encoders(base, {"CPU": 64.0, "memory": 1.0, "GPU": 8.0}, use_gpu=True) == 8
+    # A small base leaves a GPU room for several.
+    assert num_encoders(base, {"CPU": 64.0, "memory": 1.0, "GPU": 2.0}, use_gpu=True) == 16
+    assert num_encoders(base, {"CPU": 8.0, "memory": 1.0, "GPU": 2.0}, use_gpu=True) == 8
+    assert num_encoders(base, {"CPU": 1.0, "memory": 1.0, "GPU": 2.0}, use_gpu=True) == 2
     single = tmp_path / "flux.safetensors"
     with single.open("wb") as file:
         file.truncate(gib)  # read once as it is and once as float32
     assert num_encoders(single, {"CPU": 64.0, "memory": 12.0 * gib}, use_gpu=False) == 4
+    assert num_encoders(single, {"CPU": 64.0, "memory": 1.0, "GPU": 8.0}, use_gpu=True) == 8
     with pytest.raises(InputError, match="no GPU"):
         num_encoders(base, {"CPU": 64.0, "memory": 8.0 * gib}, use_gpu=True)
 
