@@ -141,7 +141,7 @@ def _folder_of(base: Path) -> Path:
             "there is no base model here",
             where=base,
             fix="give the folder of a FLUX.1-dev download, or make a small random one "
-            "(`kiss3d demo` does)",
+            "with 'kiss3d convert random-base'",
         )
     return base if base.is_dir() else base.parent
 
