@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = folder / "serve.yaml"
     config.write_text(yaml.safe_dump(_recipe(folder, base, port)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*COMMAND, str(config)], env=environment, text=True) as process:
+    with _started(config, env=environment) as process:
         try:
             client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
             _wait_until_healthy(process, client)
@@ -69,6 +70,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
+
+
+@contextmanager
+def _started(config: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A server that does not outlive the block, whatever fails in it."""
+    with subprocess.Popen([*COMMAND, str(config)], text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _recipe(folder: Path, base: Path, port: int) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def test_ctrl_c_while_the_models_load_is_no_success(server: Server, tmp_path: Pa
     config |= {"data": str(tmp_path), "http": {"port": _free_port()}}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
-    with subprocess.Popen([*COMMAND, str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with _started(path, stdout=subprocess.PIPE) as process:
         assert process.stdout
         while "Loading" not in process.stdout.readline():
             assert process.poll() is None
