@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
 _RELEASE_SECONDS = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(config_path: Path, overrides: Sequence[str] = ()) -> None:
@@ -36,8 +35,7 @@ def serve(config_path: Path, overrides: Sequence[str] = ()) -> None:
     check_port_is_free(config.http.host, config.http.port)
     with only_server_of(config.data):
         try:
-            with heeding_interrupts():
-                ingress = _start(config)
+            ingress = _start(config)
             _stay_until_stopped(config, ingress)
         finally:
             _stop_ray()
@@ -171,40 +169,16 @@ def check_resources(config: ServeConfig, available: Mapping[str, float]) -> None
             )
 
 
-@contextmanager
-def heeding_interrupts() -> Iterator[None]:
-    """Raise Ctrl-C and SIGTERM as they come, and after the block: Ray's callbacks lose exceptions.
-
-    Raises:
-        KeyboardInterrupt: at either.
-    """
-    is_interrupted = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal is_interrupted
-        is_interrupted = True
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if is_interrupted:
-        raise KeyboardInterrupt
-
-
 def _wait_for_signal() -> None:
     """Return at Ctrl-C or SIGTERM; a second one interrupts what comes after."""
     asked = threading.Event()
 
     def ask(*_: object) -> None:
         asked.set()
-        for number in _SIGNALS:
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
 
-    for number in _SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     asked.wait()
 

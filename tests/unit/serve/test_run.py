@@ -1,7 +1,4 @@
-import os
-import signal
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ from kiss3d_infer.serve.config import ReconstructorConfig, ServeConfig
 from kiss3d_infer.serve.run import (
     check_port_is_free,
     check_resources,
-    heeding_interrupts,
     only_server_of,
     reason_of_failure,
 )
@@ -33,19 +29,6 @@ def test_a_port_in_use_is_found_before_anything_starts() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(InputError, match=r"cannot listen on 192\.0\.2\.77:8000"):
         check_port_is_free("192.0.2.77", 8000)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_that_a_library_swallows_is_heeded_afterwards(number: int) -> None:
-    before = signal.getsignal(number)
-    swallowed = False
-    with pytest.raises(KeyboardInterrupt), heeding_interrupts():
-        with suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-            signal.pause()
-        swallowed = True
-    assert swallowed
-    assert signal.getsignal(number) is before
 
 
 def test_two_servers_never_share_a_data_folder(tmp_path: Path) -> None:
