@@ -144,9 +144,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         return validation
 
     def request_samples(step: int) -> None:
-        state = engine.gather()
+        state = gathered(engine, average)
         try:
-            _write_adapter(job, Round(config.run.dir, step).adapter, state, average)
+            _write_adapter(job, Round(config.run.dir, step).adapter, state)
         except InputError as error:  # a full disk, which the next checkpoint will not overlook
             if sink:
                 sink.show(f"warning: no samples of step {step}: {error}")
@@ -266,13 +266,11 @@ def save(
     best: Best | None = None,
 ) -> None:
     """Write a checkpoint after so many steps. Collective."""
-    state = engine.gather()
+    state = gathered(engine, average)
     if best and best.step == step:
         # Before the checkpoint: a run that is killed in between does the step again.
-        _write_adapter(job, best_adapter_of(job.config.run.dir).parent, state, average)
+        _write_adapter(job, best_adapter_of(job.config.run.dir).parent, state)
     if dist.get_rank() == 0:
-        if average:
-            state[AVERAGE_KIND] = average.on_cpu()
         checkpoint.save(
             checkpoints_of(job.config),
             step,
@@ -286,21 +284,33 @@ def save(
 
 def _export(job: Job, engine: Engine, average: WeightAverage | None) -> None:
     """Write the adapter, and its average, where `kiss3d generate --lora` and diffusers find it."""
-    weights = engine.gather()["weight"]
+    state = gathered(engine, average)
     if dist.get_rank() == 0:
         metadata = _metadata(job)
         averaged = averaged_adapter_of(job.config.run.dir)
         averaged.unlink(missing_ok=True)  # of an earlier end, when the run kept one
-        if average:
-            save_lora(averaged.parent, average.on_cpu(), metadata)
-        save_lora(adapter_of(job.config.run.dir).parent, weights, metadata)
+        if AVERAGE_KIND in state:
+            save_lora(averaged.parent, state[AVERAGE_KIND], metadata)
+        save_lora(adapter_of(job.config.run.dir).parent, state["weight"], metadata)
 
 
-def _write_adapter(job: Job, folder: Path, state: State, average: WeightAverage | None) -> None:
+def gathered(engine: Engine, average: WeightAverage | None) -> State:
+    """The whole training state on rank 0, with the average if one is kept. Collective."""
+    state = engine.gather()
+    if average and dist.get_rank() == 0:
+        state[AVERAGE_KIND] = average.on_cpu()
+    return state
+
+
+def measured_weights(state: State) -> dict[str, Tensor]:
+    """Of a gathered state, the weights whose held-out losses are measured."""
+    return state.get(AVERAGE_KIND, state["weight"])
+
+
+def _write_adapter(job: Job, folder: Path, state: State) -> None:
     """Write, on rank 0, the adapter whose held-out losses are measured."""
     if dist.get_rank() == 0:
-        weights = average.on_cpu() if average else state["weight"]
-        save_lora(folder, weights, _metadata(job))
+        save_lora(folder, measured_weights(state), _metadata(job))
 
 
 def _metadata(job: Job) -> LoraMetadata:

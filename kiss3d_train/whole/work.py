@@ -18,7 +18,16 @@ from kiss3d_train.whole.export import require_folder
 from kiss3d_train.whole.task import Task
 from kiss3d_train.whole.vae_task import VaeTask
 from kiss3d_train.whole.view_task import ViewTask
-from kiss3d_train.worker import Job, Outcome, device_of, peak_memory, restore, save
+from kiss3d_train.worker import (
+    Job,
+    Outcome,
+    device_of,
+    gathered,
+    measured_weights,
+    peak_memory,
+    restore,
+    save,
+)
 
 
 def work(job: Job, sink: Sink | None) -> Outcome:
@@ -66,6 +75,6 @@ def _open_task(job: Job, device: torch.device, show: ShowFn | None) -> Task:
 
 def _export(task: Task, engine: Engine, average: WeightAverage | None, out: Path) -> None:
     """Write the base with the average of the trained weights if one is kept, else the last ones."""
-    weights = engine.gather()["weight"]
+    state = gathered(engine, average)
     if dist.get_rank() == 0:
-        task.export(average.on_cpu() if average else weights, out)
+        task.export(measured_weights(state), out)
