@@ -6,15 +6,15 @@ P pooled width; c, h, w channels and size of an unpacked latent.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import itemgetter
-from typing import Any, Self, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kiss3d_train.batch import TensorBatch
 from kiss3d_train.config import ObjectiveSection
 
 T = TypeVar("T", float, Tensor)
@@ -23,7 +23,7 @@ _FLUX_SHIFT = ((256, 0.5), (4096, 1.15))
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """Samples ready for the model; everything random about them is already drawn.
 
     Attributes:
@@ -44,33 +44,12 @@ class Batch:
     row_B: Tensor
     grid: tuple[int, int]
 
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device; copies from pinned memory do not wait."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def split(self, size: int) -> list[Self]:
-        """The batch in pieces of `size` samples."""
-        starts = range(0, len(self.sigma_B), size)
-        return [self._mapped(itemgetter(slice(start, start + size))) for start in starts]
-
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
-        changes: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
-        return replace(self, **changes)
-
     @classmethod
     def stacked(cls, samples: "Sequence[Batch]") -> "Batch":
         """Join batches of equal token grids along B."""
-        tensors = {
-            name: torch.cat([getattr(sample, name) for sample in samples]) for name in _TENSORS
-        }
+        parts = [sample._tensors() for sample in samples]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return cls(**tensors, grid=samples[0].grid)
-
-
-_TENSORS = tuple(field.name for field in fields(Batch) if field.name != "grid")
 
 
 @dataclass(frozen=True)

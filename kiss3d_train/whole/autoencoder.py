@@ -3,12 +3,14 @@
 Shape legend: B pictures, 3 colours, H and W pixels; c, h, w channels and size of a latent.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kiss3d_train.batch import TensorBatch
 
 _FOREGROUND = 3.0
 """Weight of pixels that are not white, beside those that are."""
@@ -20,7 +22,7 @@ _LEAST_ERROR = 1e-10
 
 
 @dataclass(frozen=True)
-class PictureBatch:
+class PictureBatch(TensorBatch):
     """Pictures to encode and decode.
 
     Attributes:
@@ -30,16 +32,6 @@ class PictureBatch:
 
     images_B3HW: Tensor
     noise_Bchw: Tensor | None
-
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device; copies from pinned memory do not wait."""
-        return replace(
-            self,
-            images_B3HW=self.images_B3HW.to(device, non_blocking=True),
-            noise_Bchw=(
-                None if self.noise_Bchw is None else self.noise_Bchw.to(device, non_blocking=True)
-            ),
-        )
 
 
 class WholeVae(nn.Module):

@@ -4,16 +4,16 @@ Shape legend: O objects, V views, N image tokens, C channels of a packed token, 
 B samples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.flux.prompt import t5_length, view_t5_prompt
+from kiss3d_train.batch import TensorBatch
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import SharedDraws
 from kiss3d_train.objective import pack
@@ -27,7 +27,7 @@ _TILES_PER_PASS = 256
 
 
 @dataclass(frozen=True)
-class ViewBatch:
+class ViewBatch(TensorBatch):
     """Samples ready for the model; everything random about them is already drawn.
 
     Attributes:
@@ -43,24 +43,6 @@ class ViewBatch:
     sigma_B: Tensor
     tokens_BL: Tensor
     grid: tuple[int, int]
-
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
-        return self._mapped(lambda tensor: tensor.to(device))
-
-    def split(self, size: int) -> list[Self]:
-        """The batch in pieces of `size` samples."""
-        starts = range(0, len(self.sigma_B), size)
-        return [self._mapped(itemgetter(slice(start, start + size))) for start in starts]
-
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return replace(
-            self,
-            x0_BNC=function(self.x0_BNC),
-            noise_BNC=function(self.noise_BNC),
-            sigma_B=function(self.sigma_B),
-            tokens_BL=function(self.tokens_BL),
-        )
 
 
 @dataclass(frozen=True)
