@@ -43,23 +43,32 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
+def writing_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block succeeds, and goes otherwise.
+
+    Args:
+        path: the folder to make.
+        replaces: an earlier one makes way at the end; otherwise there must be none.
 
     Raises:
         InputError: `path` exists, its folder cannot be written, or the disk is full.
     """
-    if path.exists():
+    if path.exists() and not replaces:
         raise InputError("it exists already", where=path, fix="choose another folder or delete it")
     aside = writable_folder(path.parent) / f".{path.name}.partial"
+    before = aside.with_suffix(".before")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with explaining_full_disk(path):
             aside.mkdir()
             yield aside
-            aside.replace(path)
+            if replaces and path.exists():
+                shutil.rmtree(before, ignore_errors=True)  # of an attempt that was killed
+                path.rename(before)
+            aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

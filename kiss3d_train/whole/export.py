@@ -1,6 +1,5 @@
 """Writing the base whose parts were trained: a whole diffusers folder, visible when complete."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import explaining_full_disk
+from kiss3d_infer.files import writing_folder
 from kiss3d_infer.flux.base import quiet_libraries
 from kiss3d_train.config import Part
 
@@ -48,21 +47,12 @@ def write_base(source: Path, parts: Mapping[Part, Any], save_dtype: str, out: Pa
     Raises:
         InputError: the disk is full.
     """
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    before = out.with_name(f".{out.name}.{os.getpid()}.before")
-    try:
-        with explaining_full_disk(out):
-            shutil.copytree(source, aside, ignore=_hidden)
-            for name, network in parts.items():
-                shutil.rmtree(aside / name)
-                with quiet_libraries():
-                    network.to(getattr(torch, save_dtype)).save_pretrained(aside / name)
-        if out.exists():
-            out.rename(before)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+    with writing_folder(out, replaces=True) as aside:
+        shutil.copytree(source, aside, ignore=_hidden, dirs_exist_ok=True)
+        for name, network in parts.items():
+            shutil.rmtree(aside / name)
+            with quiet_libraries():
+                network.to(getattr(torch, save_dtype)).save_pretrained(aside / name)
 
 
 def _hidden(_folder: str, names: list[str]) -> list[str]:

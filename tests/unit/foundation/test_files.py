@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import check_writable, locked, sha256_of, writable_folder, writing
+from kiss3d_infer.files import (
+    check_writable,
+    locked,
+    sha256_of,
+    writable_folder,
+    writing,
+    writing_folder,
+)
 
 
 def test_file_appears_only_when_whole(tmp_path: Path) -> None:
@@ -86,3 +93,18 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
         with pytest.raises(InputError, match="too long"):
             check_writable(tmp_path / ("x" * length + ".glb"))
     check_writable(tmp_path / "new" / "asset.glb")
+
+
+def test_a_folder_replaces_another_only_where_it_may_and_when_it_is_whole(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    with writing_folder(made) as aside:
+        (aside / "first").touch()
+    with pytest.raises(InputError, match="exists already"), writing_folder(made):
+        pass
+    with pytest.raises(ZeroDivisionError), writing_folder(made, replaces=True):
+        raise ZeroDivisionError
+    assert [path.name for path in made.iterdir()] == ["first"]
+    with writing_folder(made, replaces=True) as aside:
+        (aside / "second").touch()
+    assert [path.name for path in made.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
