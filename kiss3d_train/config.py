@@ -366,6 +366,14 @@ class TrainConfig(Config):
         return self.data.global_batch // (self.scaling.micro_batch * self.scaling.workers)
 
     @property
+    def batch_arithmetic(self) -> str:
+        """How the global batch is made up, for people."""
+        return (
+            f"{self.data.global_batch} = {self.scaling.micro_batch} per pass x "
+            f"{self.scaling.workers} workers x {self.accumulation} accumulated"
+        )
+
+    @property
     def latents_root(self) -> Place:
         """Folder or URL that holds the latent caches of this data set, one per encoder."""
         return self.data.latents or latents_beside(self.data.shards)

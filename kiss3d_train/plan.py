@@ -182,13 +182,8 @@ class Plan:
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
         config, memory = self.config, self.memory
-        scaling = config.scaling
-        batch = (
-            f"{config.data.global_batch} = {scaling.micro_batch} per pass x {scaling.workers} "
-            f"workers x {config.accumulation} accumulated"
-        )
         rows = [
-            ("global batch", batch),
+            ("global batch", config.batch_arithmetic),
             ("transformer", f"{self.num_base / 1e6:,.1f} M weights, {config.base.dtype}, frozen"),
             (
                 "adapter",
@@ -205,7 +200,7 @@ class Plan:
         rows.append(("memory per worker, about", _bytes(self.footprint.total(self.keeps))))
         teraflops = sum(self.flops_per_sample.values()) / 1e12
         rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
-        if scaling.use_gpu:
+        if config.scaling.use_gpu:
             floor = self.floor_seconds * config.accumulation
             rows.append(("no step faster on an H200 than", f"{floor:.2f} s"))
         return rows

@@ -31,16 +31,12 @@ class WholePlan:
 
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
-        scaling, num = self.config.scaling, sum(self.num_weights.values())
+        num = sum(self.num_weights.values())
         has_average = int(self.config.optimizer.ema_decay is not None)
-        batch = (
-            f"{self.config.data.global_batch} = {scaling.micro_batch} per pass x "
-            f"{scaling.workers} workers x {self.config.accumulation} accumulated"
-        )
         weights = ", ".join(f"{part} {n / 1e6:,.2f} M" for part, n in self.num_weights.items())
         checkpoint, step = 1 + _MOMENTS + has_average, 2 + _MOMENTS + has_average
         return [
-            ("global batch", f"{batch} {self._unit}"),
+            ("global batch", f"{self.config.batch_arithmetic} {self._unit}"),
             ("weights that train", weights),
             ("checkpoint", f"{4 * checkpoint * num / 2**20:,.1f} MiB"),
             *self._data_figures(),
