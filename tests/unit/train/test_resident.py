@@ -10,14 +10,12 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import Records, free_port, join_group, tiny_config
+from tiny_training import Records, free_port, job_of, join_group, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from whole_training import as_if_killed_after
 
-from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.base import base_identity
 from kiss3d_train import checkpoint
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.latents import LatentSplit, open_split
@@ -25,8 +23,7 @@ from kiss3d_train.data.resident import ResidentSamples, ResidentStream, read_res
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.objective import Batch, pack
 from kiss3d_train.plan import make_plan
-from kiss3d_train.resume import identity_of
-from kiss3d_train.worker import Job, Outcome, work
+from kiss3d_train.worker import Outcome, work
 
 RECIPE = Path(__file__).parents[3] / "configs" / "train" / "mini-lora.yaml"
 CPU = torch.device("cpu")
@@ -62,11 +59,7 @@ def overrides_of(run_dir: Path, base: Path, shards: Path) -> list[str]:
 
 
 def train(overrides: list[str], latents: Path, sink: Records | None = None) -> Outcome:
-    resolved = load_config(TrainConfig, RECIPE, overrides)
-    config, plan = resolved.config, make_plan(resolved)
-    identity = identity_of(config, base_identity(config.base.path), load_index(config.data.shards))
-    job = Job(config, latents, PUBLISHED, identity, None, "run-1", 0.0, plan.footprint)
-    return work(job, sink)
+    return work(job_of(RECIPE, overrides, latents), sink)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """RGB and normals as samples of their own: encoded, trained by the recipe, and drawn."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
 from safetensors import safe_open
 from tiny_data import TILE, bundle_of, caption_of, encode_here
@@ -11,23 +13,20 @@ from tiny_training import Records
 
 from kiss3d_infer import cli
 from kiss3d_infer.bundle import PUBLISHED, load_bundle
-from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.base import base_identity, load_base
+from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import apply_lora
 from kiss3d_infer.flux.prompt import encode_captions
 from kiss3d_infer.flux.sampling import generate_bundle
-from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.latents import Encoder, open_split
 from kiss3d_train.data.shards import ShardReader, load_index
-from kiss3d_train.plan import make_plan
-from kiss3d_train.resume import identity_of
 from kiss3d_train.samples.drawing import draw_round
 from kiss3d_train.samples.rounds import waiting_rounds
 from kiss3d_train.summary import adapter_of
-from kiss3d_train.worker import Job, work
+from kiss3d_train.worker import work
 
 RECIPE = Path(__file__).parents[3] / "configs" / "train" / "switcher.yaml"
+job_of = partial(tiny_training.job_of, RECIPE)
 PROMPT = "a wooden lamp"
 
 
@@ -55,14 +54,6 @@ def overrides(shards: Path, base: Path, tmp_path: Path) -> list[str]:
         "validation.samples=3",
         "run.log_every=1",
     ]
-
-
-def job_of(overrides: list[str], rows: Path, *more: str) -> Job:
-    resolved = load_config(TrainConfig, RECIPE, [*overrides, *more])
-    config = resolved.config
-    plan, index = make_plan(resolved), load_index(config.data.shards)
-    identity = identity_of(config, base_identity(config.base.path), index)
-    return Job(config, rows, index.layout, identity, None, "run-1", 0.0, plan.footprint)
 
 
 def test_a_bundle_gives_its_rows_with_words_of_their_own(

@@ -5,11 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file
 from tiny_data import TILE, bundle_of, make_base
-from tiny_training import Records, free_port, join_group
-from whole_training import RECIPES, STEPS, as_if_killed_after, overrides_of, train
+from tiny_training import Records
+from whole_training import (
+    RECIPES,
+    STEPS,
+    check_that_it_resumes_bitwise,
+    overrides_of,
+    run_straight,
+)
 
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
@@ -31,19 +35,7 @@ CPU = torch.device("cpu")
 def straight(
     shards: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Outcome, Records]:
-    """A run that nothing interrupted: its folder, what it returned and what it logged."""
-    run_dir, records = tmp_path_factory.mktemp("vae") / "run", Records()
-    join_group(0, 1, free_port())
-    outcome = train(RECIPE, overrides_of(run_dir, base, shards), records)
-    dist.destroy_process_group()
-    return run_dir, outcome, records
-
-
-def vae_of(run_dir: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = load_file(
-        run_dir / "base" / "vae" / "diffusion_pytorch_model.safetensors"
-    )
-    return weights
+    return run_straight(RECIPE, tmp_path_factory.mktemp("vae") / "run", base, shards)
 
 
 def test_it_learns_and_is_measured(straight: tuple[Path, Outcome, Records]) -> None:
@@ -62,13 +54,7 @@ def test_a_killed_run_ends_as_a_straight_one_bitwise(
     straight: tuple[Path, Outcome, Records], shards: Path, base: Path, tmp_path: Path, alone: None
 ) -> None:
     run_dir, outcome, _ = straight
-    as_if_killed_after(3, run_dir, tmp_path)
-    resumed = train(RECIPE, overrides_of(tmp_path, base, shards))
-    assert resumed.losses == outcome.losses[3:]
-    assert resumed.validation == outcome.validation
-    expected, found = vae_of(run_dir), vae_of(tmp_path)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    check_that_it_resumes_bitwise(RECIPE, run_dir, outcome, base, shards, tmp_path)
 
 
 def test_the_base_is_whole_and_only_the_vae_is_new(

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from tiny_training import Records, free_port, join_group
-from whole_training import RECIPES, STEPS, as_if_killed_after, overrides_of, train
+from tiny_training import Records
+from whole_training import (
+    RECIPES,
+    STEPS,
+    check_that_it_resumes_bitwise,
+    overrides_of,
+    run_straight,
+    train,
+)
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
@@ -31,12 +37,7 @@ CPU = torch.device("cpu")
 def straight(
     shards: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Outcome, Records]:
-    """A run that nothing interrupted: its folder, what it returned and what it logged."""
-    run_dir, records = tmp_path_factory.mktemp("views") / "run", Records()
-    join_group(0, 1, free_port())
-    outcome = train(RECIPE, overrides_of(run_dir, base, shards), records)
-    dist.destroy_process_group()
-    return run_dir, outcome, records
+    return run_straight(RECIPE, tmp_path_factory.mktemp("views") / "run", base, shards)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,6 @@ def pictures(shards: Path) -> Pictures:
 @pytest.fixture(scope="module")
 def views(base: Path, pictures: Pictures) -> Views:
     return encode_views(load_base(base, dtype="float32"), pictures, PUBLISHED, CPU)
-
-
-def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
-    files = sorted((run_dir / "base").glob("*/*.safetensors"))
-    return {f"{file.parent.name}.{n}": t for file in files for n, t in load_file(file).items()}
 
 
 def recipe(*more: str) -> TrainConfig:
@@ -75,13 +71,7 @@ def test_a_killed_run_ends_as_a_straight_one_bitwise(
     straight: tuple[Path, Outcome, Records], shards: Path, base: Path, tmp_path: Path, alone: None
 ) -> None:
     run_dir, outcome, _ = straight
-    as_if_killed_after(3, run_dir, tmp_path)
-    resumed = train(RECIPE, overrides_of(tmp_path, base, shards))
-    assert resumed.losses == outcome.losses[3:]
-    assert resumed.validation == outcome.validation
-    expected, found = weights_of(run_dir), weights_of(tmp_path)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    check_that_it_resumes_bitwise(RECIPE, run_dir, outcome, base, shards, tmp_path)
 
 
 def test_the_base_that_comes_out_draws(

@@ -1,27 +1,23 @@
 """What a worker does with a recipe, alone in a process group of its own and without Ray."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
 from safetensors.torch import load_file
 from tiny_training import Records
 
-from kiss3d_infer.bundle.layout import PUBLISHED
-from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.base import base_identity
 from kiss3d_train import checkpoint
 from kiss3d_train.average import AVERAGE_KIND
-from kiss3d_train.config import TrainConfig
-from kiss3d_train.data.shards import load_index
-from kiss3d_train.plan import make_plan
-from kiss3d_train.resume import identity_of
 from kiss3d_train.samples.rounds import waiting_rounds
 from kiss3d_train.summary import adapter_of, averaged_adapter_of
-from kiss3d_train.worker import Job, work
+from kiss3d_train.worker import work
 
 DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo.yaml"
+job_of = partial(tiny_training.job_of, DEMO)
 
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -41,15 +37,6 @@ def overrides(shards: Path, base: Path, tmp_path: Path) -> list[str]:
         "scaling.micro_batch=2",
         "validation.samples=1",
     ]
-
-
-def job_of(overrides: list[str], latents: Path, *more: str) -> Job:
-    resolved = load_config(TrainConfig, DEMO, [*overrides, *more])
-    config = resolved.config
-    plan, index = make_plan(resolved), load_index(config.data.shards)
-    identity = identity_of(config, base_identity(config.base.path), index)
-    flops = plan.model_flops_per_sample
-    return Job(config, latents, PUBLISHED, identity, None, "run-1", flops, plan.footprint)
 
 
 def test_the_average_is_validated_saved_and_exported(overrides: list[str], latents: Path) -> None:

@@ -2,19 +2,25 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from kiss3d_infer.config import load_config
+from kiss3d_infer.flux.base import base_identity
 from kiss3d_train.assembly import assemble
 from kiss3d_train.config import TrainConfig
+from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.stream import Sample, Stream
 from kiss3d_train.engine import Engine, State
 from kiss3d_train.loop import learning_rate
 from kiss3d_train.objective import loss_per_sample
+from kiss3d_train.plan import make_plan
+from kiss3d_train.resume import identity_of
+from kiss3d_train.worker import Job
 
 NUM_SAMPLES = 6
 
@@ -136,3 +142,13 @@ def state_path(folder: Path, name: str) -> Path:
 
 def flat(state: State) -> dict[str, torch.Tensor]:
     return {f"{kind}/{name}": t for kind, tensors in state.items() for name, t in tensors.items()}
+
+
+def job_of(recipe: Path, overrides: Sequence[str], latents: Path, *more: str) -> Job:
+    """What a worker is told of a recipe that trains an adapter."""
+    resolved = load_config(TrainConfig, recipe, [*overrides, *more])
+    config = resolved.config
+    plan, index = make_plan(resolved), load_index(config.data.shards)
+    identity = identity_of(config, base_identity(config.base.path), index)
+    flops = plan.model_flops_per_sample
+    return Job(config, latents, index.layout, identity, None, "run-1", flops, plan.footprint)
