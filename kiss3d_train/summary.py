@@ -85,7 +85,7 @@ def result_of(config: TrainConfig) -> Path:
 
 def best_adapter_of(run_dir: Path) -> Path:
     """Where the adapter with the lowest held-out loss lies."""
-    return run_dir / "adapter_best" / "pytorch_lora_weights.safetensors"
+    return run_dir / "adapter_best" / FILE_NAME
 
 
 def values_of(config: TrainConfig) -> dict[str, str]:
