@@ -210,7 +210,7 @@ def _fit(job: Job, easel: Easel) -> Outcome:
 
     def fit() -> None:
         try:
-            outcome.append(_create_trainer(job).fit().return_value)
+            outcome.append(create_trainer(ray_worker, {"job": job}, job.config).fit().return_value)
         except BaseException as error:
             errors.append(error)
 
@@ -228,7 +228,10 @@ def _fit(job: Job, easel: Easel) -> Outcome:
     return outcome[0]
 
 
-def _create_trainer(job: Job) -> Any:
+def create_trainer(
+    function: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], config: TrainConfig
+) -> Any:
+    """A Ray `TorchTrainer`, whose `fit` runs a function on every worker of a recipe."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -242,14 +245,14 @@ def _create_trainer(job: Job) -> Any:
                 if cause := find_input_error(error):
                     raise cause
 
-    scaling, run = job.config.scaling, job.config.run
+    scaling, run = config.scaling, config.run
     fewest, most = scaling.fewest, scaling.workers
     resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
     if scaling.use_gpu:
         resources["GPU"] = 1
     return TorchTrainer(
-        ray_worker,
-        train_loop_config={"job": job},
+        function,
+        train_loop_config=arguments,
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),

@@ -74,7 +74,7 @@ def _ours(name: str, gib: float, recipe: dict[str, Any] | None = None) -> Row:
 
 def measured(row: Row, size: Size, device: torch.device, num_steps: int) -> Figures:
     """Train a few steps and return the figures of one; frees everything again."""
-    config = _config(row, size, device)
+    config = config_of(row, size, device)
     plan = make_plan(Resolved(config, {}))
     _forget(device)
     if row.peft is None:
@@ -87,7 +87,7 @@ def measured(row: Row, size: Size, device: torch.device, num_steps: int) -> Figu
         _limit(device, None)
     flops = plan.model_flops_per_sample
     figures |= {
-        "samples_per_s": 1 / figures["step_s"],
+        "samples_per_s": config.data.global_batch / figures["step_s"],
         "model_tflop": flops / 1e12,
         "mfu": flops / figures["step_s"] / PEAK_FLOPS,
         "adapter_weights": plan.num_adapter,
@@ -104,7 +104,7 @@ def floor_seconds(row: Row, size: Size, device: torch.device, rates: dict[str, f
     Products and attention at the rates of the largest ones, and the optimizer's traffic; nothing
     for elementwise work, which a perfect compiler would hide in the products.
     """
-    plan = make_plan(Resolved(_config(row, size, device), {}))
+    plan = make_plan(Resolved(config_of(row, size, device), {}))
     flops = plan.least_flops_per_sample
     forward = flops["attention"] / 3.5
     return (
@@ -142,7 +142,8 @@ def _timed(make: Callable[[], Training], row: Row, device: torch.device, num: in
     }
 
 
-def _config(row: Row, size: Size, device: torch.device) -> TrainConfig:
+def config_of(row: Row, size: Size, device: torch.device) -> TrainConfig:
+    """The recipe of a row; it trains on invented samples, and `run.dir` is not used."""
     raw: dict[str, Any] = {
         "run": {"dir": Path("unused"), "steps": 1000},
         "base": {"path": size.base},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from benchmarks.train.model import InventedSamples, Size, random_transformer
@@ -105,7 +106,8 @@ def _with_peft(transformer: Any, config: TrainConfig, dtype: torch.dtype) -> Any
 
 def _stream(size: Size, config: TrainConfig) -> Stream:
     samples = InventedSamples(size)
-    return Stream(samples, lambda epoch, place: place, config, rank=0, world_size=1)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return Stream(samples, lambda epoch, place: place, config, rank, world_size)
 
 
 def _emptied(values: list[float]) -> list[float]:
