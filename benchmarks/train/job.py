@@ -73,8 +73,8 @@ def _reason(error: Exception) -> str:
     """The last line of an error, or of the lowest rank's whose worker failed."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     cause = failures[min(failures)] if failures else error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[-1][:500]
+    *_, last = ["", *str(cause).strip().splitlines()]
+    return f"{type(cause).__name__}: {last[:500]}"
 
 
 def _show_logs(folder: Path) -> None:

@@ -99,11 +99,11 @@ def with_shares(table: Sequence[Figures]) -> list[Figures]:
     It is samples/s by as many times those of one worker with the same engine; with ZeRO-1 for
     ZeRO-2 and ZeRO-3. Rows that failed, or whose one worker has no figures, have none.
     """
-    alone = {row["engine"]: row for row in table if row["workers"] == 1 and "step_s" in row}
+    alone = {row["engine"]: row for row in table if row["workers"] == 1 and "samples_per_s" in row}
     result = []
     for row in table:
         base = alone.get(_ALONE[row["engine"]])
-        if base and "step_s" in row:
+        if base and "samples_per_s" in row:
             share = row["samples_per_s"] / (row["workers"] * base["samples_per_s"])
             row = row | {"share_of_linear": share, "linear_of": base["name"]}
         result.append(row)
