@@ -42,6 +42,9 @@ class Batches(Protocol):
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """The batches to accumulate in optimizer step `step`, counted from 0."""
 
+    def close(self) -> None:
+        """End what reads ahead, if anything does."""
+
 
 @dataclass
 class Trainer:

@@ -32,7 +32,7 @@ from kiss3d_train.data.storage import Place
 from kiss3d_train.data.stream import Stream
 from kiss3d_train.engine import Engine, State
 from kiss3d_train.logs import redirect_output
-from kiss3d_train.loop import Sink, Trainer
+from kiss3d_train.loop import Batches, Sink, Trainer
 from kiss3d_train.memory import Footprint, budget_of
 from kiss3d_train.objective import Batch, squared_errors
 from kiss3d_train.samples.rounds import Round
@@ -174,8 +174,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
-    if isinstance(stream, Stream):
-        stream.close()
+    stream.close()
     _export(job, engine, average)
     peak = peak_memory(device)
     return Outcome(step, tuple(losses), validation, seconds, peak, at_start, trainer.best)
@@ -206,7 +205,7 @@ class _RunSink:
 
 def _open_stream(
     training: LatentSplit, config: TrainConfig, device: torch.device, sink: Sink | None
-) -> Stream | ResidentStream:
+) -> Batches:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if not config.data.resident:
         return Stream(training, training.order(config.run.seed), config, rank, world_size)

@@ -78,6 +78,15 @@ class SharedDraws:
         return Drawn(index_B, normals_KBNC, shifted(timestep_B, self._mu), is_dropped_B)
 
 
+class InMemoryStream:
+    """A stream over a set in memory: it skips nothing, and nothing runs beside it."""
+
+    num_skipped = 0
+
+    def close(self) -> None:
+        """Nothing has to be ended."""
+
+
 class EpochOrder:
     """An endless sequence of permutations of range(size), one per epoch, on a device.
 

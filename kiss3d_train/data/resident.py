@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.data.draws import SharedDraws
+from kiss3d_train.data.draws import InMemoryStream, SharedDraws
 from kiss3d_train.data.latents import LatentSplit
 from kiss3d_train.memory import GIB
 from kiss3d_train.objective import Batch, pack
@@ -51,10 +51,8 @@ class ResidentSamples:
         return len(self.mean_SNC)
 
 
-class ResidentStream:
+class ResidentStream(InMemoryStream):
     """This worker's share of each global batch; see `SharedDraws`."""
-
-    num_skipped = 0
 
     def __init__(
         self, samples: ResidentSamples, config: TrainConfig, rank: int, world_size: int

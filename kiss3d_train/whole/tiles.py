@@ -7,11 +7,11 @@ from torch import Tensor
 
 from kiss3d_infer.errors import InputError
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.data.draws import EpochOrder, seeded
+from kiss3d_train.data.draws import EpochOrder, InMemoryStream, seeded
 from kiss3d_train.whole.autoencoder import PictureBatch
 
 
-class TileStream:
+class TileStream(InMemoryStream):
     """This worker's share of each global batch: even steps see tiles, odd ones whole bundles.
 
     The VAE's norms look at a whole picture. It has to be good at single tiles, which the 2D base
@@ -31,8 +31,6 @@ class TileStream:
     Raises:
         InputError: a micro batch does not hold whole bundles.
     """
-
-    num_skipped = 0
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.flux.prompt import t5_length, view_t5_prompt
 from kiss3d_train.batch import TensorBatch
 from kiss3d_train.config import TrainConfig
-from kiss3d_train.data.draws import SharedDraws
+from kiss3d_train.data.draws import InMemoryStream, SharedDraws
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
 from kiss3d_train.whole.pictures import Pictures
@@ -119,10 +119,8 @@ def _tokens(pipeline: "FluxPipeline", captions: Sequence[str], layout: BundleLay
     return tokens.reshape(len(captions), layout.num_views, -1)
 
 
-class ViewStream:
+class ViewStream(InMemoryStream):
     """This worker's share of each global batch; see `SharedDraws`."""
-
-    num_skipped = 0
 
     def __init__(self, views: Views, config: TrainConfig, rank: int, world_size: int) -> None:
         self._views, self._micro = views, config.scaling.micro_batch

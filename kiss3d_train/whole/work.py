@@ -60,6 +60,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     began = time.perf_counter()
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
+    task.stream.close()
     _export(task, engine, average, base_of(config.run.dir))
     return Outcome(step, tuple(losses), validation, seconds, peak_memory(device))
 
