@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kiss3d_infer.errors import InputError
-from kiss3d_train.average import WeightAverage
+from kiss3d_train.average import AVERAGE_KIND, WeightAverage
 from kiss3d_train.breakdown import StepClock, step_breakdown
 from kiss3d_train.checkpoint import Best
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves
-from kiss3d_train.engine import Batch, Engine, LossFn
+from kiss3d_train.engine import Batch, Engine, LossFn, State
 
 STOP_FILE = ".stop"
 """Its presence in run.dir asks the run to save a checkpoint and end at the next drain."""
@@ -75,6 +75,7 @@ class Trainer:
     request_samples: Callable[[int], None] | None = None
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drained_at: float = field(default_factory=time.perf_counter)
+    _state: State | None = None
 
     def __post_init__(self) -> None:
         self._clock = StepClock(self.engine.device)
@@ -109,6 +110,7 @@ class Trainer:
 
     def train_step(self, step: int) -> None:
         """One optimizer step: this worker's share of the global batch, then all workers' update."""
+        self._state = None
         clock = self._clock
         with clock.on_host("data_wait"):
             batches = self.stream.micro_batches(step)
@@ -162,6 +164,17 @@ class Trainer:
         if self.sink:
             self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds, mfu))
         return means, stop > 0
+
+    def state(self) -> State:
+        """The whole training state on rank 0, with the average if one is kept. Collective.
+
+        It is gathered once, for all that is written of it before the next step.
+        """
+        if self._state is None:
+            self._state = self.engine.gather()
+            if self.average and dist.get_rank() == 0:
+                self._state[AVERAGE_KIND] = self.average.on_cpu()
+        return self._state
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Send metrics on rank 0."""

@@ -144,9 +144,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         return validation
 
     def request_samples(step: int) -> None:
-        state = gathered(engine, average)
         try:
-            _write_adapter(job, Round(config.run.dir, step).adapter, state)
+            _write_adapter(job, Round(config.run.dir, step).adapter, trainer.state())
         except InputError as error:  # a full disk, which the next checkpoint will not overlook
             if sink:
                 sink.show(f"warning: no samples of step {step}: {error}")
@@ -159,7 +158,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         stream=stream,
         loss_fn=training_loss(config.objective, guidance, curves),
         validate=validate if has_validation else None,
-        save=lambda step: save(job, engine, average, step, trainer.best),
+        save=lambda step: save(job, trainer.state(), step, trainer.best),
         sink=sink,
         mfu_per_rate=_mfu_per_rate(job, device),
         curves=curves,
@@ -175,7 +174,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
     stream.close()
-    _export(job, engine, average)
+    _export(job, trainer.state())
     peak = peak_memory(device)
     return Outcome(step, tuple(losses), validation, seconds, peak, at_start, trainer.best)
 
@@ -257,15 +256,8 @@ def restore(job: Job, engine: Engine) -> tuple[int, WeightAverage | None]:
     return found.step if found else 0, average
 
 
-def save(
-    job: Job,
-    engine: Engine,
-    average: WeightAverage | None,
-    step: int,
-    best: Best | None = None,
-) -> None:
-    """Write a checkpoint after so many steps. Collective."""
-    state = gathered(engine, average)
+def save(job: Job, state: State, step: int, best: Best | None = None) -> None:
+    """Write, on rank 0, a checkpoint after so many steps."""
     if best and best.step == step:
         # Before the checkpoint: a run that is killed in between does the step again.
         _write_adapter(job, best_adapter_of(job.config.run.dir).parent, state)
@@ -281,9 +273,8 @@ def save(
         )
 
 
-def _export(job: Job, engine: Engine, average: WeightAverage | None) -> None:
+def _export(job: Job, state: State) -> None:
     """Write the adapter, and its average, where `kiss3d generate --lora` and diffusers find it."""
-    state = gathered(engine, average)
     if dist.get_rank() == 0:
         metadata = _metadata(job)
         averaged = averaged_adapter_of(job.config.run.dir)
@@ -291,14 +282,6 @@ def _export(job: Job, engine: Engine, average: WeightAverage | None) -> None:
         if AVERAGE_KIND in state:
             save_lora(averaged.parent, state[AVERAGE_KIND], metadata)
         save_lora(adapter_of(job.config.run.dir).parent, state["weight"], metadata)
-
-
-def gathered(engine: Engine, average: WeightAverage | None) -> State:
-    """The whole training state on rank 0, with the average if one is kept. Collective."""
-    state = engine.gather()
-    if average and dist.get_rank() == 0:
-        state[AVERAGE_KIND] = average.on_cpu()
-    return state
 
 
 def measured_weights(state: State) -> dict[str, Tensor]:

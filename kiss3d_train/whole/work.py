@@ -2,16 +2,13 @@
 
 import time
 from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from kiss3d_train.average import WeightAverage
 from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader
-from kiss3d_train.engine import Engine, create_engine
+from kiss3d_train.engine import create_engine
 from kiss3d_train.loop import Sink, Trainer
 from kiss3d_train.summary import base_of
 from kiss3d_train.whole.export import require_folder
@@ -22,7 +19,6 @@ from kiss3d_train.worker import (
     Job,
     Outcome,
     device_of,
-    gathered,
     measured_weights,
     peak_memory,
     restore,
@@ -53,7 +49,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
         stream=task.stream,
         loss_fn=task.losses,
         validate=validate if task.has_validation else None,
-        save=partial(save, job, engine, average),
+        save=lambda step: save(job, trainer.state(), step),
         sink=sink,
         average=average,
     )
@@ -61,7 +57,9 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     step, losses = trainer.run(first_step)
     seconds = time.perf_counter() - began
     task.stream.close()
-    _export(task, engine, average, base_of(config.run.dir))
+    state = trainer.state()
+    if dist.get_rank() == 0:
+        task.export(measured_weights(state), base_of(config.run.dir))
     return Outcome(step, tuple(losses), validation, seconds, peak_memory(device))
 
 
@@ -72,10 +70,3 @@ def _open_task(job: Job, device: torch.device, show: ShowFn | None) -> Task:
     require_folder(config.base.path)
     kind = VaeTask if full.is_vae else ViewTask
     return kind(config, full, ShardReader(config.data.shards), device, show)
-
-
-def _export(task: Task, engine: Engine, average: WeightAverage | None, out: Path) -> None:
-    """Write the base with the average of the trained weights if one is kept, else the last ones."""
-    state = gathered(engine, average)
-    if dist.get_rank() == 0:
-        task.export(measured_weights(state), out)

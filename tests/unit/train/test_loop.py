@@ -16,6 +16,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_train.checkpoint import Best
 from kiss3d_train.data.storage import DamageError
 from kiss3d_train.data.stream import Sample, Stream
+from kiss3d_train.engine import State
 from kiss3d_train.loop import Trainer
 from kiss3d_train.objective import loss_per_sample
 
@@ -87,6 +88,24 @@ def test_samples_are_asked_for_before_the_step_is_saved(alone: None, tmp_path: P
     trainer.run(0)
     trainer.stream.close()
     assert asked == [(6, [3]), (9, [3, 6])]
+
+
+def test_a_state_is_gathered_once_between_two_steps(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, [])
+    gathered: list[State] = []
+    gather = trainer.engine.gather
+    monkeypatch.setattr(trainer.engine, "gather", lambda: gathered.append(gather()) or gathered[-1])
+    trainer.train_step(0)
+    assert trainer.state() is trainer.state() is gathered[0]
+    trainer.train_step(1)
+    after = trainer.state()
+    trainer.stream.close()
+    assert after is gathered[1] and len(gathered) == 2
+    name, weights = next(iter(trainer.engine.parameters.items()))
+    assert torch.equal(after["weight"][name], weights)
+    assert not torch.equal(gathered[0]["weight"][name], weights)
 
 
 def test_the_parts_of_a_step_add_up(alone: None, tmp_path: Path) -> None:
