@@ -226,9 +226,11 @@ def create_random_base(
 def convert_lora(
     lora: Annotated[Path, typer.Argument(help="LoRA of any layout, a file or its folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="LoRA, .safetensors.")],
-    to: Annotated[Literal["comfyui", "kohya", "diffusers"], typer.Option(help="Its layout.")],
+    to: Annotated[
+        Literal["comfyui", "kohya", "x-flux", "diffusers"], typer.Option(help="Its layout.")
+    ],
 ) -> None:
-    """Rewrite a LoRA for ComfyUI, kohya's tools or diffusers, changing nothing it does."""
+    """Rewrite a LoRA for ComfyUI, kohya's tools, x-flux or diffusers, changing nothing it does."""
     from kiss3d_infer.flux.lora import convert_lora as convert
 
     convert(lora, out, to)

@@ -170,7 +170,7 @@ def save_lora(folder: Path, weights: Mapping[str, Tensor], metadata: LoraMetadat
 def convert_lora(source: Path, out: Path, to: "Exported | Literal['diffusers']") -> None:
     """Write a LoRA of any layout in another one, with the same delta W of every layer.
 
-    The alpha is multiplied into the weights where it is not the rank. In "comfyui" and "kohya",
+    The alpha is multiplied into the weights where it is not the rank. In all but "diffusers",
     layers that the original code fuses become one, block-diagonal if they share no matrix.
 
     Args:
@@ -179,8 +179,8 @@ def convert_lora(source: Path, out: Path, to: "Exported | Literal['diffusers']")
         to: its layout.
 
     Raises:
-        InputError: the file cannot be read, holds something that is no LoRA of Flux, or `out` is
-            no .safetensors file.
+        InputError: the file cannot be read, holds something that is no LoRA of Flux or that has no
+            place in the other layout, or `out` is no .safetensors file.
     """
     from safetensors.torch import save_file
 
@@ -195,7 +195,11 @@ def convert_lora(source: Path, out: Path, to: "Exported | Literal['diffusers']")
     try:
         named = _named(layers) if to == "diffusers" else from_layers(layers, to)
     except LoraNameError as error:
-        raise InputError(f"this LoRA cannot be converted: {error}", where=file) from error
+        raise InputError(
+            f"this LoRA cannot be converted to {to}: {error}",
+            where=file,
+            fix="choose another layout, or train with adapter.targets=attention",
+        ) from error
     ours = metadata and metadata.model_copy(update={"alpha": float(metadata.rank)})
     with writing(out) as aside:
         save_file(

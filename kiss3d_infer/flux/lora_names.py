@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-Exported = Literal["comfyui", "kohya"]
+Exported = Literal["comfyui", "kohya", "x-flux"]
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _DOUBLE = {
@@ -109,6 +110,8 @@ def to_layers(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
             continue
         problems += [f"{module} changes {name} once more" for name in parts.keys() & layers.keys()]
         layers |= parts
+    if not layers and not problems:
+        problems.append("all of its weights are zero")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise LoraNameError("; ".join(problems[:3]) + more)
@@ -116,18 +119,26 @@ def to_layers(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
 
 
 def from_layers(layers: Mapping[str, Pair], to: Exported) -> dict[str, Tensor]:
-    """The tensors of a file as others name them, with an alpha that is the rank.
+    """The tensors of a file as others name them; an alpha, where there is one, is the rank.
 
     Args:
         layers: by diffusers' name of the layer.
-        to: "kohya" writes `lora_unet_double_blocks_0_...`, "comfyui" `diffusion_model....`.
+        to: "kohya" writes `lora_unet_double_blocks_0_...`, "comfyui" `diffusion_model....`, and
+            "x-flux" `double_blocks.0.processor....`, which holds nothing but attention's layers
+            and the last one of single blocks.
 
     Raises:
-        LoraNameError: a layer has no name there.
+        LoraNameError: names the kinds of layers that have no name there.
     """
-    left, tensors = dict(layers), {}
-    for original, names in _all_names(layers):
-        parts = [left.pop(name, None) for name in names]
+    modules = _modules(layers, to)
+    named = {name for names in modules.values() for name in names}
+    if strangers := {_BLOCK.sub(r"\g<layer>", name) for name in layers.keys() - named}:
+        raise LoraNameError(f"{', '.join(sorted(strangers))} have no name in this layout")
+    if to == "x-flux":
+        return _processors(layers, modules)
+    tensors = {}
+    for original, names in modules.items():
+        parts = [layers.get(name) for name in names]
         if not any(parts):
             continue
         pair = _swapped(_join(parts)) if names == (_SCALE_THEN_SHIFT,) else _join(parts)
@@ -139,8 +150,28 @@ def from_layers(layers: Mapping[str, Pair], to: Exported) -> dict[str, Tensor]:
         tensors[f"{module}.lora_down.weight"] = pair.down.contiguous()
         tensors[f"{module}.lora_up.weight"] = pair.up.contiguous()
         tensors[f"{module}.alpha"] = torch.tensor(float(pair.down.shape[0]))
-    if left:
-        raise LoraNameError(f"{', '.join(sorted(left)[:3])} have no name in this layout")
+    return tensors
+
+
+def _processors(
+    layers: Mapping[str, Pair], modules: Mapping[str, tuple[str, ...]]
+) -> dict[str, Tensor]:
+    """x-flux's tensors. Its loader wants a block's processor whole, one rank for all, no alpha."""
+    like = next(iter(layers.values()))
+    width = like.up.shape[0]  # of every layer that has a name there
+
+    def pair_of(name: str) -> Pair:
+        fan_in = (1 + _MLP_RATIO) * width if name.endswith("proj_out") else width
+        nothing = Pair(like.down.new_zeros(0, fan_in), like.up.new_zeros(width, 0))
+        return layers.get(name, nothing)
+
+    pairs = {module: _join([pair_of(x) for x in names]) for module, names in modules.items()}
+    rank = max(pair.down.shape[0] for pair in pairs.values())
+    tensors = {}
+    for module, pair in pairs.items():
+        missing = rank - pair.down.shape[0]
+        tensors[f"{module}.down.weight"] = pad(pair.down, (0, 0, 0, missing)).contiguous()
+        tensors[f"{module}.up.weight"] = pad(pair.up, (0, missing)).contiguous()
     return tensors
 
 
@@ -168,17 +199,20 @@ def _lookup(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     return ()
 
 
-def _all_names(layers: Mapping[str, Pair]) -> list[tuple[str, tuple[str, ...]]]:
-    """Original name and diffusers' names of all layers of the blocks that occur, and outside."""
-    names: list[tuple[str, tuple[str, ...]]] = list(_OUTSIDE.items())
+def _modules(layers: Mapping[str, Pair], to: Exported) -> dict[str, tuple[str, ...]]:
+    """diffusers' names by the original one, of all of the blocks that occur, and outside."""
+    is_x_flux = to == "x-flux"
+    double = _X_FLUX_DOUBLE if is_x_flux else _DOUBLE
+    single = _X_FLUX_SINGLE if is_x_flux else _SINGLE
+    modules: dict[str, tuple[str, ...]] = {} if is_x_flux else {**_OUTSIDE}
     numbers = {(m["kind"], int(m["number"])) for m in map(_BLOCK.fullmatch, layers) if m}
     for kind, number in sorted(numbers):
         is_single = kind.startswith("single")
         original = "single_blocks" if is_single else "double_blocks"
-        for name, parts in (_SINGLE if is_single else _DOUBLE).items():
+        for name, parts in (single if is_single else double).items():
             whole = tuple(f"{kind}.{number}.{part}" for part in parts)
-            names.append((f"{original}.{number}.{name}", whole))
-    return names
+            modules[f"{original}.{number}.{name}"] = whole
+    return modules
 
 
 def _scaled(roles: Mapping[str, Tensor]) -> Pair:
@@ -200,8 +234,12 @@ def _swapped(pair: Pair) -> Pair:
 
 
 def _split(names: tuple[str, ...], pair: Pair) -> dict[str, Pair]:
+    # Zeros fill x-flux's processors up: to one rank, and where a layer has no pair.
+    is_used = pair.down.any(dim=1) | pair.up.any(dim=0)
+    if not is_used.any():
+        return {}
     if len(names) == 1:
-        return {names[0]: pair}
+        return {names[0]: Pair(pair.down[is_used], pair.up[:, is_used])}
     width, rank = pair.down.shape[1], pair.down.shape[0]
     sizes = [width] * 3 + [pair.up.shape[0] - 3 * width] * (len(names) == 4)
     if min(sizes) <= 0 or sum(sizes) != pair.up.shape[0]:

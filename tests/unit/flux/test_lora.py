@@ -225,6 +225,7 @@ GOOD = {f"{LAYER}.lora_A.weight": (4, DIM), f"{LAYER}.lora_B.weight": (DIM, 4)}
         (KOHYA | {"lora_unet_final_layer_linear.lora_down.weight": ()}, "not a matrix"),
         (KOHYA | {"lora_unet_final_layer_linear.lora_up.weight": (16, 0)}, "not a matrix"),
         ({X_FLUX.format("down"): (4, DIM), X_FLUX.format("up"): ()}, "not a matrix"),
+        ({X_FLUX.format("down"): (4, DIM), X_FLUX.format("up"): (3 * DIM, 4)}, "weights are zero"),
         (
             GOOD | {"transformer.x_embedder.alpha": ()},
             "x_embedder has an alpha and none of its two",

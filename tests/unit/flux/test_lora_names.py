@@ -1,6 +1,8 @@
+import re
+
 import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from diffusers.loaders import lora_conversion_utils as diffusers_converters
 from safetensors.torch import load_file, save_file
 
 from kiss3d_infer.bundle.layout import PUBLISHED
@@ -10,6 +12,7 @@ from kiss3d_infer.flux.lora import LoraMetadata, apply_lora, convert_lora, save_
 from kiss3d_infer.flux.lora_names import Pair, from_layers, to_layers
 
 DIM, RANK = 64, 4
+X_FLUX = re.compile(r"blocks\.\d+\.(attn\.|proj_out)")
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,13 @@ def linears(tiny_base):
         for name, module in transformer.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
+
+
+def that_fit(shapes, to):
+    """The layers that have a name in a layout; x-flux knows few."""
+    if to != "x-flux":
+        return shapes
+    return {name: shape for name, shape in shapes.items() if X_FLUX.search(name)}
 
 
 def random_layers(shapes, rank=RANK):
@@ -39,10 +49,12 @@ def deltas(layers):
 
 def responses(layers):
     """delta W times a vector, for layers too wide to multiply out."""
-    return {
-        name: pair.up @ (pair.down @ torch.linspace(-1, 1, pair.down.shape[1]))
-        for name, pair in layers.items()
-    }
+
+    def response(pair):
+        vector = torch.linspace(-1, 1, pair.down.shape[1]).double()
+        return pair.up.double() @ (pair.down.double() @ vector)
+
+    return {name: response(pair) for name, pair in layers.items()}
 
 
 def assert_same_deltas(found, expected):
@@ -51,9 +63,9 @@ def assert_same_deltas(found, expected):
         torch.testing.assert_close(found[name], delta)
 
 
-@pytest.mark.parametrize("to", ["kohya", "comfyui"])
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "x-flux"])
 def test_every_linear_of_flux_goes_out_and_comes_back_the_same(linears, to):
-    layers = random_layers(linears)
+    layers = random_layers(that_fit(linears, to))
     found = to_layers(from_layers(layers, to))
     assert {name: pair.down.shape for name, pair in found.items()} == {
         name: pair.down.shape for name, pair in layers.items()
@@ -61,7 +73,7 @@ def test_every_linear_of_flux_goes_out_and_comes_back_the_same(linears, to):
     assert_same_deltas(deltas(found), deltas(layers))
 
 
-@pytest.mark.parametrize("to", ["kohya", "comfyui"])
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "x-flux"])
 def test_layers_of_a_fusion_that_have_no_lora_stay_without_one(to):
     block = "single_transformer_blocks.3"
     layers = random_layers({f"{block}.attn.to_k": (DIM, DIM), f"{block}.attn.to_v": (DIM, DIM)})
@@ -80,8 +92,10 @@ def test_layers_that_share_a_matrix_are_fused_at_their_rank():
     assert_same_deltas(deltas(to_layers(tensors)), deltas(shared))
 
 
-@pytest.mark.parametrize("to", ["kohya", "comfyui"])
-def test_diffusers_converter_reads_an_export_of_flux1_dev_as_we_do(to):
+@pytest.mark.parametrize(
+    ("to", "converter"), [("kohya", "kohya"), ("comfyui", "kohya"), ("x-flux", "xlabs")]
+)
+def test_diffusers_converter_reads_an_export_of_flux1_dev_as_we_do(to, converter):
     dim, mlp = 3072, 12288
     single, double = "single_transformer_blocks.37", "transformer_blocks.18"
     qkv = {f"{single}.attn.to_{x}": (dim, dim) for x in "qkv"}
@@ -93,8 +107,9 @@ def test_diffusers_converter_reads_an_export_of_flux1_dev_as_we_do(to):
         "norm_out.linear": (dim, 2 * dim),
         "proj_out": (dim, 64),
     }
-    layers = random_layers(shapes, rank=2)
-    theirs = _convert_kohya_flux_lora_to_diffusers(from_layers(layers, to))
+    layers = random_layers(that_fit(shapes, to), rank=2)
+    convert = getattr(diffusers_converters, f"_convert_{converter}_flux_lora_to_diffusers")
+    theirs = convert(from_layers(layers, to))
     # theirs names layers outside the blocks without the prefix
     named = {key.removeprefix("transformer."): tensor for key, tensor in theirs.items()}
     pairs = {
@@ -102,19 +117,19 @@ def test_diffusers_converter_reads_an_export_of_flux1_dev_as_we_do(to):
         for key, tensor in named.items()
         if key.endswith(".lora_A.weight")
     }
-    # It keeps the blocks of zeros that stand for layers that are not there.
+    # It keeps the zeros that stand for layers that are not there.
     zero = {name for name, pair in pairs.items() if not pair.up.any()}
-    assert zero == {f"{double}.attn.add_q_proj", f"{double}.attn.add_v_proj"}
+    assert {f"{double}.attn.add_q_proj", f"{double}.attn.add_v_proj"} <= zero
     assert_same_deltas(
         responses({name: pair for name, pair in pairs.items() if name not in zero}),
         responses(layers),
     )
 
 
-@pytest.mark.parametrize("to", ["kohya", "comfyui", "diffusers"])
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "x-flux", "diffusers"])
 def test_a_trained_lora_does_the_same_in_every_layout(linears, tiny_base, tmp_path, to):
     names = [name for name in linears if "blocks.1." in name and ".norm" not in name]
-    layers = random_layers({name: linears[name] for name in names})
+    layers = random_layers(that_fit({name: linears[name] for name in names}, to))
     weights = {f"{name}.lora_A.weight": pair.down for name, pair in layers.items()}
     weights |= {f"{name}.lora_B.weight": pair.up for name, pair in layers.items()}
     metadata = LoraMetadata(rank=RANK, alpha=2, base="b", data="d", layout=PUBLISHED)
@@ -131,6 +146,31 @@ def test_a_trained_lora_does_the_same_in_every_layout(linears, tiny_base, tmp_pa
     convert_lora(tmp_path / "theirs.safetensors", tmp_path / "back.safetensors", "diffusers")
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == {f"transformer.{key}" for key in weights}
+
+
+def test_processors_of_x_flux_are_whole_and_of_one_rank():
+    """Its loader builds a block's processor at the rank of the first key, and wants every key."""
+    rank, single = 3 * RANK, "single_blocks.3.processor"
+    shapes = {"transformer_blocks.0.attn.to_k": (DIM, DIM)}
+    shapes["single_transformer_blocks.3.proj_out"] = (5 * DIM, DIM)
+    expected = {f"{single}.qkv_lora": (DIM, 3 * DIM), f"{single}.proj_lora": (5 * DIM, DIM)}
+    for stream in (1, 2):
+        expected[f"double_blocks.0.processor.qkv_lora{stream}"] = (DIM, 3 * DIM)
+        expected[f"double_blocks.0.processor.proj_lora{stream}"] = (DIM, DIM)
+    found = from_layers(random_layers(shapes), "x-flux")
+    downs = {f"{name}.down.weight": (rank, fan_in) for name, (fan_in, _) in expected.items()}
+    ups = {f"{name}.up.weight": (fan_out, rank) for name, (_, fan_out) in expected.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == downs | ups
+
+
+def test_layers_that_x_flux_does_not_know_are_named_and_refused(linears, tmp_path):
+    names = [name for name in linears if "blocks.1." in name and ".norm" not in name]
+    layers = random_layers({name: linears[name] for name in names})
+    save_file(from_layers(layers, "kohya"), tmp_path / "l.safetensors")
+    kinds = "ff.net.0.proj, ff.net.2, ff_context.net.0.proj, ff_context.net.2, proj_mlp have no"
+    with pytest.raises(InputError, match=f"to x-flux: {kinds} name.*targets=attention"):
+        convert_lora(tmp_path / "l.safetensors", tmp_path / "o.safetensors", "x-flux")
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 def test_x_flux_keys_become_diffusers_with_the_same_delta(tmp_path):
