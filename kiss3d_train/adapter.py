@@ -60,8 +60,8 @@ def target_modules(transformer: nn.Module, targets: str | tuple[str, ...]) -> li
     return sorted({name for names in matches.values() for name in names})
 
 
-def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> list[str]:
-    """Freeze the transformer and add float32 LoRA weights; returns the adapted modules' names.
+def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> None:
+    """Freeze the transformer and add float32 LoRA weights.
 
     Float32 is needed whatever the base's precision: a LoRA weight of 0.01 stored in bfloat16 does
     not change by an Adam step of 2e-5. Each matrix starts from its own generator, keyed by
@@ -81,10 +81,9 @@ def add_adapter(transformer: Any, config: AdapterSection, seed: int) -> list[str
     parameters = trainable_parameters(transformer)
     if config.init_from is not None:
         _start_from(config.init_from, parameters, config)
-        return names
+        return
     for name, parameter in parameters.items():
         parameter.data = _initial(name, parameter, seed)
-    return names
 
 
 def trainable_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
