@@ -32,12 +32,11 @@ def assemble(
     else:
         from kiss3d_train.fused.apply import fuse_blocks
 
-        compiles = config.engine.compile
         fuse_blocks(
             transformer,
             device,
             keeps,
-            compile=device.type == "cuda" if compiles == "auto" else compiles,
+            compile=config.engine.compiles_on(device.type),
             quantize=config.base.quantize,
         )
     transformer.train()

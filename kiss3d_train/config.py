@@ -172,6 +172,10 @@ class EngineSection(Config):
     """Elements per reduction bucket; an eighth of the adapter when not given. DeepSpeed's own
     default (5e8) exceeds a whole adapter, so that nothing would overlap with the backward pass."""
 
+    def compiles_on(self, device: str) -> bool:
+        """Whether blocks are compiled on a kind of device, e.g. "cuda"."""
+        return device == "cuda" if self.compile == "auto" else self.compile
+
     @property
     def takes_weights_apart(self) -> bool:
         """Whether frozen weights are sharded, too (ZeRO-3)."""

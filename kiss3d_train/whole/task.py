@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from kiss3d_train.engine import Engine
@@ -32,8 +31,3 @@ class Task(Protocol):
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
         """Write the base with these weights, by the names of the model's parameters."""
-
-
-def compiles(engine_compile: bool | str, device: torch.device) -> bool:
-    """Whether engine.compile asks for compilation on a device."""
-    return device.type == "cuda" if engine_compile == "auto" else bool(engine_compile)

@@ -20,7 +20,6 @@ from kiss3d_train.validation import shares
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import read_pictures
-from kiss3d_train.whole.task import compiles
 from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_views
 
 
@@ -60,7 +59,7 @@ class ViewTask:
             pipeline,
             full.parts,
             config.objective.guidance,
-            compiled=compiles(config.engine.compile, device),
+            compiled=config.engine.compiles_on(device.type),
         )
         self.stream: Batches = ViewStream(views, config, dist.get_rank(), dist.get_world_size())
 
