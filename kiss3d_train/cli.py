@@ -356,10 +356,10 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
 
     resolved = load_config(TrainConfig, config, overrides or ())
     if resolved.config.full is not None:
-        show_plan(resolved, plan_whole(resolved).figures())
+        show_plan(resolved, plan_whole(resolved.config).figures())
         return
-    made = make_plan(resolved)
-    made.show()
+    made = make_plan(resolved.config)
+    show_plan(resolved, made.figures())
     for sentence in traps(made):
         typer.echo(f"  warning: {sentence}")
 

@@ -50,7 +50,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a recipe; `show` prints them.
+    """The figures of a recipe; `show_plan` prints them.
 
     Attributes:
         index: of the data set; None while it does not exist.
@@ -63,7 +63,7 @@ class Plan:
         image_tokens, text_tokens: of a sample; of a published bundle while there is no data set.
     """
 
-    resolved: Resolved[TrainConfig]
+    config: TrainConfig
     index: ShardIndex | None
     num_base: int
     num_in_blocks: int
@@ -74,11 +74,6 @@ class Plan:
     adapted: frozenset[str]
     image_tokens: int
     text_tokens: int
-
-    @property
-    def config(self) -> TrainConfig:
-        """The recipe."""
-        return self.resolved.config
 
     @cached_property
     def num_adapter(self) -> int:
@@ -175,10 +170,6 @@ class Plan:
         pictures = self.index.layout.pictures(self.config.data.domains)
         return len(pictures) * sum(self.index.counts(split))
 
-    def show(self) -> None:
-        """Print the recipe with the origin of each value, and the figures; no line is cut."""
-        show_plan(self.resolved, self.figures())
-
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
         config, memory = self.config, self.memory
@@ -250,14 +241,13 @@ class Plan:
         return engine.zero_stage if engine.kind == "deepspeed" else 0
 
 
-def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
+def make_plan(config: TrainConfig) -> Plan:
     """Work out a recipe's figures; needs the base's configuration files, not its weights.
 
     Raises:
         InputError: the base's configuration cannot be read, the adapter's targets match nothing,
             the LoRA to start from does not fit, or the tiles of the data set cannot be trained on.
     """
-    config = resolved.config
     transformer = _meta_transformer(config.base.path)
     index = load_index(config.data.shards) if exists(config.data.shards) else None
     layout, tile = (index.layout, index.tile) if index else (PUBLISHED, ASSUMED_TILE)
@@ -266,7 +256,7 @@ def make_plan(resolved: Resolved[TrainConfig]) -> Plan:
     image_tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     text_tokens = _text_tokens(config.base.path)
     plan = Plan(
-        resolved=resolved,
+        config=config,
         index=index,
         num_base=sum(parameter.numel() for parameter in transformer.parameters()),
         num_in_blocks=sum(

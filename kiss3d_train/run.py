@@ -79,7 +79,7 @@ def _train_from(
     index: ShardIndex,
     identity: Identity,
 ) -> TrainSummary:
-    plan = None if config.full else make_plan(resolved)
+    plan = None if config.full else make_plan(resolved.config)
     for sentence in traps(plan) if plan else ():
         print(f"warning: {sentence}", file=sys.stderr)
     scaling = config.scaling

@@ -15,7 +15,6 @@ import torch
 from benchmarks.train.model import Size
 from benchmarks.train.rates import Clock
 from benchmarks.train.steps import Training, diffusers_recipe, ours
-from kiss3d_infer.config import Resolved
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.memory import GIB, MARGIN_GIB
 from kiss3d_train.plan import make_plan
@@ -75,7 +74,7 @@ def _ours(name: str, gib: float, recipe: dict[str, Any] | None = None) -> Row:
 def measured(row: Row, size: Size, device: torch.device, num_steps: int) -> Figures:
     """Train a few steps and return the figures of one; frees everything again."""
     config = config_of(row, size, device)
-    plan = make_plan(Resolved(config, {}))
+    plan = make_plan(config)
     _forget(device)
     if row.peft is None:
         make = partial(ours, size, config, device, plan.keeps)
@@ -104,7 +103,7 @@ def floor_seconds(row: Row, size: Size, device: torch.device, rates: dict[str, f
     Products and attention at the rates of the largest ones, and the optimizer's traffic; nothing
     for elementwise work, which a perfect compiler would hide in the products.
     """
-    plan = make_plan(Resolved(config_of(row, size, device), {}))
+    plan = make_plan(config_of(row, size, device))
     flops = plan.least_flops_per_sample
     forward = flops["attention"] / 3.5
     return (

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from kiss3d_infer.config import Resolved
 from kiss3d_infer.flux.base import read_config
 from kiss3d_train.config import Part, TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
@@ -68,13 +67,12 @@ class WholePlan:
         return "tiles" if self._trains_vae else "views"
 
 
-def plan_whole(resolved: Resolved[TrainConfig]) -> WholePlan:
+def plan_whole(config: TrainConfig) -> WholePlan:
     """Work out a recipe's figures; needs the base's configuration files, not its weights.
 
     Raises:
         InputError: the base's configuration cannot be read.
     """
-    config = resolved.config
     if config.full is None:
         raise ValueError("this recipe trains an adapter")
     return WholePlan(

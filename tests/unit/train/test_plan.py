@@ -12,7 +12,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.lora import FILE_NAME
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex
-from kiss3d_train.plan import Plan, make_plan
+from kiss3d_train.plan import Plan, make_plan, show_plan
 
 ROOT = Path(__file__).parents[3]
 FLUX = ROOT / "configs" / "models" / "flux1-dev"
@@ -30,9 +30,13 @@ def full_size(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan_of(shards: Path, *overrides: str) -> Plan:
+def recipe_of(shards: Path, *overrides: str) -> Resolved[TrainConfig]:
     base = [f"base.path={FLUX}", f"data.shards={shards}", *overrides]
-    return make_plan(load_config(TrainConfig, ROOT / "configs" / "train" / "flux-lora.yaml", base))
+    return load_config(TrainConfig, ROOT / "configs" / "train" / "flux-lora.yaml", base)
+
+
+def plan_of(shards: Path, *overrides: str) -> Plan:
+    return make_plan(recipe_of(shards, *overrides).config)
 
 
 def test_flux_figures_are_those_worked_out_by_hand(full_size: Path) -> None:
@@ -111,7 +115,7 @@ def test_the_plan_command_works_as_it_is_written(
     _, _, _, recipe, *options = shlex.split(line.removeprefix("#"))
     overrides = [option for option in options if option != "--set"]
     monkeypatch.chdir(ROOT)
-    assert make_plan(load_config(TrainConfig, Path(recipe), overrides)).num_base > 11e9
+    assert make_plan(load_config(TrainConfig, Path(recipe), overrides).config).num_base > 11e9
 
 
 def test_tiles_that_cannot_be_trained_on_are_refused(full_size: Path) -> None:
@@ -124,7 +128,8 @@ def test_tiles_that_cannot_be_trained_on_are_refused(full_size: Path) -> None:
 def test_it_prints_every_value_with_its_origin(
     full_size: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan_of(full_size, "adapter.rank=8").show()
+    resolved = recipe_of(full_size, "adapter.rank=8")
+    show_plan(resolved, make_plan(resolved.config).figures())
     printed = capsys.readouterr().out
     assert "adapter.rank" in printed
     assert "--set" in printed
@@ -136,14 +141,13 @@ def test_no_value_is_cut_on_a_narrow_screen_or_in_a_pipe(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     long = "runs/" + "a" * 150
-    plan_of(full_size, f"run.dir={long}").show()
+    show_plan(recipe_of(full_size, f"run.dir={long}"), [])
     assert f"'{long}'  # --set" in capsys.readouterr().out
 
 
 def test_a_base_that_is_none_is_refused(tmp_path: Path) -> None:
-    resolved = Resolved(tiny_config({"base.path": str(tmp_path)}), {})
     with pytest.raises(InputError, match="configuration cannot be read"):
-        make_plan(resolved)
+        make_plan(tiny_config({"base.path": str(tmp_path)}))
 
 
 def test_the_lora_to_start_from_is_named_and_checked(tmp_path: Path, full_size: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_switcher_differs_from_its_base_in_the_switch_alone() -> None:
 @pytest.mark.parametrize("name", ["base-147k", "base-50k", "doll", "flux-lora", "switcher"])
 def test_they_fit_on_cards_of_80_gb(name: str) -> None:
     recipe = CONFIGS / "train" / f"{name}.yaml"
-    figures = make_plan(load_config(TrainConfig, recipe, [f"base.path={FLUX}"]))
+    figures = make_plan(load_config(TrainConfig, recipe, [f"base.path={FLUX}"]).config)
     assert sum(figures.memory.values()) < 77
 
 

@@ -217,7 +217,7 @@ def test_a_split_that_is_larger_than_the_memory_is_told(
 def test_the_plan_says_what_it_takes(shards: Path, base: Path) -> None:
     def figures(*more: str) -> dict[str, str]:
         overrides = [*overrides_of(Path("unused"), base, shards), *more]
-        return dict(make_plan(load_config(TrainConfig, RECIPE, overrides)).figures())
+        return dict(make_plan(load_config(TrainConfig, RECIPE, overrides).config).figures())
 
     assert "MiB of latents" in figures()["resident on each device"]
     assert "resident on each device" not in figures("data.resident=false")

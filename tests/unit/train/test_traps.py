@@ -21,7 +21,7 @@ Usage = namedtuple("Usage", "total used free")
 def warnings_of(shards: Path, *overrides: str) -> list[str]:
     base = [f"base.path={FLUX}", f"data.shards={shards}", *overrides]
     recipe = ROOT / "configs" / "train" / "flux-lora.yaml"
-    return traps(make_plan(load_config(TrainConfig, recipe, base)))
+    return traps(make_plan(load_config(TrainConfig, recipe, base).config))
 
 
 @pytest.fixture

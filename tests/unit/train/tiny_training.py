@@ -146,9 +146,8 @@ def flat(state: State) -> dict[str, torch.Tensor]:
 
 def job_of(recipe: Path, overrides: Sequence[str], latents: Path, *more: str) -> Job:
     """What a worker is told of a recipe that trains an adapter."""
-    resolved = load_config(TrainConfig, recipe, [*overrides, *more])
-    config = resolved.config
-    plan, index = make_plan(resolved), load_index(config.data.shards)
+    config = load_config(TrainConfig, recipe, [*overrides, *more]).config
+    plan, index = make_plan(config), load_index(config.data.shards)
     identity = identity_of(config, base_identity(config.base.path), index)
     flops = plan.model_flops_per_sample
     return Job(config, latents, index.layout, identity, None, "run-1", flops, plan.footprint)
