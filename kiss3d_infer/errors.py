@@ -1,4 +1,6 @@
-"""The one exception for input that a user can correct."""
+"""The one exception for input that a user can correct, and its sentence about many mistakes."""
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -21,6 +23,12 @@ class InputError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the parts when the error crosses a process boundary (Ray pickles exceptions)."""
         return _rebuild, (self.what, None if self.where is None else str(self.where), self.fix)
+
+
+def first_of(problems: Sequence[str], most: int = 3) -> str:
+    """The first few of many problems for a sentence, and how many more there are."""
+    more = f" and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
 
 
 def _rebuild(what: str, where: str | None, fix: str | None) -> InputError:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.errors import InputError, first_of
 from kiss3d_infer.flux.lora import read_lora
 from kiss3d_train.config import AdapterSection
 
@@ -108,9 +108,8 @@ def _start_from(path: Path, parameters: Mapping[str, nn.Parameter], config: Adap
     if alpha is not None and alpha != config.resolved_alpha:
         problems.append(f"its alpha is {alpha:g}, must be {config.resolved_alpha:g}")
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"this LoRA does not fit the adapter: {'; '.join(problems[:3])}{more}",
+            f"this LoRA does not fit the adapter: {first_of(problems)}",
             where=path,
             fix="give adapter.rank, alpha and targets, and the base, that it was trained with",
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout, Domains
 from kiss3d_infer.config import Config, explain
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.errors import InputError, first_of
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_infer.flux.base import quiet_libraries
 from kiss3d_infer.flux.lora_names import Exported, LoraNameError, Pair, from_layers, to_layers
@@ -131,7 +131,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float | None]:
     tensors, header = _read(file)
     if strangers := [key for key in tensors if not _WEIGHT.fullmatch(key)]:
         raise InputError(
-            f"not a LoRA of the transformer in diffusers' layout: {_first(strangers)}", where=file
+            f"not a LoRA of the transformer in diffusers' layout: {first_of(strangers)}", where=file
         )
     alpha = _stated_alpha(header, file)
     return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}, alpha
@@ -326,12 +326,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
         if key.endswith(".alpha") and tensor.numel() != 1:
             problems.append(f"{key} is {tuple(tensor.shape)}, not a number")
     if problems:
-        raise InputError(f"this LoRA is damaged: {_first(problems)}", where=file)
-
-
-def _first(problems: list[str]) -> str:
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more
+        raise InputError(f"this LoRA is damaged: {first_of(problems)}", where=file)
 
 
 def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path) -> dict[str, int]:
@@ -360,7 +355,7 @@ def _check_fit(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path
     problems += [f"{layer} has only one of its two matrices" for layer in lone]
     if problems:
         raise InputError(
-            f"this LoRA does not fit the base: {_first(problems)}",
+            f"this LoRA does not fit the base: {first_of(problems)}",
             where=file,
             fix="use the base that it was trained on",
         )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kiss3d_infer.errors import first_of
+
 Exported = Literal["comfyui", "kohya", "x-flux"]
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -113,8 +115,7 @@ def to_layers(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     if not layers and not problems:
         problems.append("all of its weights are zero")
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise LoraNameError("; ".join(problems[:3]) + more)
+        raise LoraNameError(first_of(problems))
     return layers
 
 

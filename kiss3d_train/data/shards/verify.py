@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.errors import InputError, first_of
 from kiss3d_infer.files import sha256_of
 from kiss3d_infer.progress import track
 from kiss3d_train.data.shards.index import (
@@ -65,9 +65,8 @@ def verify(place: Place) -> ShardIndex:
     if index.digest != digest_of(index.layout, index.shards):
         damage.append("the index's digest does not match its shards")
     if damage:
-        more = f" and {len(damage) - 5} more" if len(damage) > 5 else ""
         raise InputError(
-            f"the data set is damaged: {'; '.join(damage[:5])}{more}",
+            f"the data set is damaged: {first_of(damage, most=5)}",
             where=place,
             fix=MAKE_AGAIN,
         )
