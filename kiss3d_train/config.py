@@ -163,7 +163,7 @@ class EngineSection(Config):
     """What ZeRO shards: 1 optimizer states, 2 also gradients, 3 also the weights, frozen ones
     included (slower; for a base that does not fit one device)."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile each kind of block with torch.compile; auto: on GPUs. Costs a minute or two at the
+    """Compile each kind of block with torch.compile; auto: on GPUs. Costs half a minute at the
     start."""
     memory_budget_gib: Literal["auto"] | Annotated[Number, Field(gt=0)] = "auto"
     """Device memory of a worker that base.gradient_checkpointing=auto may fill; auto: what is free
