@@ -9,12 +9,13 @@ from kiss3d_train.adapter import add_adapter
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.engine import Engine, create_engine
 from kiss3d_train.memory import Keep
+from kiss3d_train.recorded import record_passes
 
 
 def assemble(
     transformer: Any, config: TrainConfig, device: torch.device, keeps: Sequence[Keep]
 ) -> Engine:
-    """Adapter, what is computed again, fused and compiled blocks, engine.
+    """Adapter, what is computed again, fused and compiled blocks, recording, engine.
 
     ZeRO-3 takes weights apart, and collects those of a module when its own forward pass is called;
     it gets diffusers' modules as they are.
@@ -40,4 +41,6 @@ def assemble(
             quantize=config.base.quantize,
         )
     transformer.train()
+    if config.engine.cuda_graphs and device.type == "cuda":
+        record_passes(transformer)
     return create_engine(transformer, config, device)

@@ -165,6 +165,10 @@ class EngineSection(Config):
     compile: Literal["auto"] | bool = "auto"
     """Compile each kind of block with torch.compile; auto: on GPUs. Costs half a minute at the
     start."""
+    cuda_graphs: bool = False
+    """Record the transformer's forward and backward pass at the first step and replay them on GPUs:
+    for small models, whose kernels take less time than their launch. Plain DDP only, with one
+    forward pass per worker and step."""
     memory_budget_gib: Literal["auto"] | Annotated[Number, Field(gt=0)] = "auto"
     """Device memory of a worker that base.gradient_checkpointing=auto may fill; auto: what is free
     on its GPU at the start."""
@@ -362,6 +366,21 @@ class TrainConfig(Config):
                     f"scaling.micro_batch x scaling.workers "
                     f"({self.scaling.micro_batch} x {workers} = {per_pass})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_recorded(self) -> Self:
+        if not self.engine.cuda_graphs:
+            return self
+        if self.engine.kind != "ddp":
+            raise ValueError("engine.cuda_graphs needs engine.kind=ddp")
+        if self.full is not None and self.full.is_vae:
+            raise ValueError("engine.cuda_graphs is for transformers, not for the VAE")
+        if self.data.global_batch != self.scaling.micro_batch * self.scaling.fewest:
+            raise ValueError(
+                "engine.cuda_graphs needs one forward pass per worker and step: set "
+                "scaling.micro_batch to data.global_batch / scaling.workers"
+            )
         return self
 
     @property

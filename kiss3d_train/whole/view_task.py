@@ -16,6 +16,7 @@ from kiss3d_train.data.tile import check_tile
 from kiss3d_train.engine import Engine
 from kiss3d_train.loop import Batches
 from kiss3d_train.objective import weighted
+from kiss3d_train.recorded import record_passes
 from kiss3d_train.validation import shares
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
@@ -61,6 +62,8 @@ class ViewTask:
             config.objective.guidance,
             compiled=config.engine.compiles_on(device.type),
         )
+        if config.engine.cuda_graphs and device.type == "cuda":
+            record_passes(pipeline.transformer)
         self.stream: Batches = ViewStream(views, config, dist.get_rank(), dist.get_world_size())
 
     def losses(self, model: nn.Module, batch: ViewBatch) -> Tensor:

@@ -1,6 +1,7 @@
 """Whole parts on a GPU: compiled blocks and bfloat16 give the gradients of plain float32."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_cudnn_attention() -> Iterator[None]:
+    """As `create_engine` has it, for the reason that it gives."""
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(was_on)
 
 
 def gradients(model: nn.Module, loss_fn: LossFn, batch: object, autocast: bool) -> torch.Tensor:

@@ -1,0 +1,57 @@
+"""A small transformer's passes recorded as CUDA graphs, as launching its kernels takes longest.
+
+A step of kiss3d-mini launches thousands of kernels of some microseconds each.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def record_passes(transformer: Any) -> None:
+    """Let a `FluxTransformer2DModel` on a GPU replay its forward and its backward pass.
+
+    They are recorded when gradients are first asked for, after the compilation of its blocks if
+    they are compiled. Inputs of other shapes, and calls without gradients, are computed as before.
+    A gradient lies where it was recorded until the next backward pass overwrites it, so a step may
+    only have one.
+    """
+    plain, recorded = transformer.forward, dict[object, Callable[..., Any]]()
+
+    def forward(**inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(**inputs)
+        tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+        key = tuple((name, x.shape, x.dtype, x.requires_grad) for name, x in tensors.items())
+        if not recorded:
+            one_pass = _Pass(transformer, plain, inputs)
+            recorded[key] = _recorded(one_pass, tuple(tensors.values()))
+        return recorded[key](*tensors.values()) if key in recorded else plain(**inputs)
+
+    transformer.forward = forward
+
+
+class _Pass(nn.Module):
+    """A call of the transformer that takes its tensors by position, as graphs need it."""
+
+    def __init__(
+        self, transformer: nn.Module, plain: Callable[..., Any], inputs: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.transformer, self._plain = transformer, plain
+        self._names = [name for name, x in inputs.items() if isinstance(x, Tensor)]
+        self._rest = {name: x for name, x in inputs.items() if name not in self._names}
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self._plain(**dict(zip(self._names, tensors, strict=True)), **self._rest)
+
+
+def _recorded(one_pass: _Pass, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    # A cached cast of a weight would not be part of the recording.
+    with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+        result: Callable[..., Any] = torch.cuda.make_graphed_callables(one_pass, samples)
+    return result
