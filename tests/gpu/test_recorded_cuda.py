@@ -56,7 +56,9 @@ def test_replays_learn_from_new_batches_and_new_weights(tmp_path: Path) -> None:
     base = make_base(tmp_path)
     parts = ("transformer", "text_encoder", "text_encoder_2")
     plain, recorded = (
-        WholeFlux(load_base(base, dtype="float32", device="cuda"), parts, 1.0, compiled=False)
+        WholeFlux(
+            load_base(base, dtype="float32", device="cuda"), parts, 1.0, compiled=False
+        ).cuda()
         for _ in range(2)
     )
     record_passes(recorded.transformer)
