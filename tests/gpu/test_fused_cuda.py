@@ -1,15 +1,11 @@
 """Fused and compiled blocks on a GPU give the gradients of diffusers' own."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
 
 from kiss3d_train.adapter import add_adapter, trainable_parameters
 from kiss3d_train.config import AdapterSection, Quantize

@@ -1,14 +1,9 @@
 """The engines on a GPU: a bfloat16 base under autocast, float32 adapter weights, exact resume."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
-
 from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
 
 from kiss3d_train.breakdown import PARTS, StepClock

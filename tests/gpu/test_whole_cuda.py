@@ -1,16 +1,11 @@
 """Whole parts on a GPU: compiled blocks and bfloat16 give the gradients of plain float32."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "train"))
-
 from tiny_data import TILE, bundle_of, make_base
+from torch import nn
 
 from kiss3d_infer.flux.base import load_base
 from kiss3d_train.engine import LossFn
@@ -20,17 +15,9 @@ from kiss3d_train.whole.views import ViewBatch
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("without_cudnn_attention"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def without_cudnn_attention() -> Iterator[None]:
-    """As `create_engine` has it, for the reason that it gives."""
-    was_on = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    yield
-    torch.backends.cuda.enable_cudnn_sdp(was_on)
 
 
 def gradients(model: nn.Module, loss_fn: LossFn, batch: object, autocast: bool) -> torch.Tensor:
