@@ -6,12 +6,10 @@
 Random weights are made on the device. Writes results/train-<gpu>-<date>.json after each row.
 """
 
-import argparse
 import json
 import os
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +18,13 @@ import torch.distributed as dist
 from benchmarks.machine import describe, short_name, write_report
 from benchmarks.train import rates
 from benchmarks.train.model import FULL, TINY, Size
+from benchmarks.train.options import parser_of, starts
 from benchmarks.train.rows import Row, floor_seconds, measured, rows
 
 
 def main() -> None:
     """Measure all rows and print them as a table."""
-    options = _options()
+    options = parser_of(__doc__).parse_args()
     # Without it pieces between the tensors of a step are lost, several GiB of them.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     size = TINY if options.tiny else FULL
@@ -44,8 +43,7 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     began = time.perf_counter()
     for row in rows():
-        is_wanted = any(word in row.name for word in options.only or [row.name])
-        if is_wanted and time.perf_counter() - began < options.limit_s:
+        if starts(row.name, options, began):
             table.append(_row(row, size, device, options.steps, report["rates"]))
             name = f"train-{short_name(str(device))}"
             write_report(report | {"rows": table}, name, options.out)
@@ -81,16 +79,6 @@ def _print(table: list[dict[str, Any]]) -> None:
             f"| {row['name']:38} | {row['step_s']:.3f} | {gib} | {row['samples_per_s']:.2f} "
             f"| {row['mfu']:.0%} | {row['over_floor']:.2f} |"
         )
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="file to write; results/ by default")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--only", nargs="*", help="rows whose name holds one of these words")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of a row")
-    parser.add_argument("--limit-s", type=float, default=1e9, help="no row starts after this")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

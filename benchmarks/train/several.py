@@ -22,6 +22,7 @@ import torch
 from benchmarks.machine import describe, short_name, write_report
 from benchmarks.train.job import Task, measured_by_workers
 from benchmarks.train.model import FULL, TINY
+from benchmarks.train.options import parser_of, starts
 from benchmarks.train.rows import Figures, Row, config_of
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.logs import quiet_driver
@@ -59,8 +60,7 @@ def main() -> None:
     with ray_session(max(options.workers)) as resources, tempfile.TemporaryDirectory() as folder:
         for engine, num in cells(options.workers):
             row = row_of(engine, num)
-            is_wanted = any(word in row.name for word in options.only or [row.name])
-            if not is_wanted or time.perf_counter() - began > options.limit_s:
+            if not starts(row.name, options, began):
                 continue
             config = _in_folder(config_of(row, size, device), Path(folder) / row.name)
             figures = measured_by_workers(Task(row, size, config, options.steps), resources)
@@ -132,13 +132,8 @@ def _print(table: Sequence[Figures]) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of GPUs")
-    parser.add_argument("--out", type=Path, help="file to write; results/ by default")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--only", nargs="*", help="rows whose name holds one of these words")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of a row")
-    parser.add_argument("--limit-s", type=float, default=1e9, help="no row starts after this")
     return parser.parse_args()
 
 
