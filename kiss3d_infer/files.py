@@ -68,7 +68,8 @@ def writing_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
             aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        if path.exists():  # else it is all that there is
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,15 @@ def test_a_folder_replaces_another_only_where_it_may_and_when_it_is_whole(tmp_pa
         (aside / "second").touch()
     assert [path.name for path in made.iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_made_way_for_nothing_is_kept_until_the_next_is_whole(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    with writing_folder(made) as aside:
+        (aside / "first").touch()
+    with pytest.raises(FileNotFoundError), writing_folder(made, replaces=True) as aside:
+        shutil.rmtree(aside)
+    assert [path.name for path in tmp_path.glob(".*/*")] == ["first"]
+    with writing_folder(made, replaces=True) as aside:
+        (aside / "second").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "second"]
