@@ -41,6 +41,6 @@ def assemble(
             quantize=config.base.quantize,
         )
     transformer.train()
-    if config.engine.cuda_graphs and device.type == "cuda":
+    if config.engine.records_on(device.type):
         record_passes(transformer)
     return create_engine(transformer, config, device)

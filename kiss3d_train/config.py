@@ -180,6 +180,10 @@ class EngineSection(Config):
         """Whether blocks are compiled on a kind of device, e.g. "cuda"."""
         return device == "cuda" if self.compile == "auto" else self.compile
 
+    def records_on(self, device: str) -> bool:
+        """Whether the transformer's passes are recorded on a kind of device."""
+        return self.cuda_graphs and device == "cuda"
+
     @property
     def takes_weights_apart(self) -> bool:
         """Whether frozen weights are sharded, too (ZeRO-3)."""

@@ -25,8 +25,9 @@ def record_passes(transformer: Any) -> None:
             return plain(**inputs)
         tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
         key = tuple((name, x.shape, x.dtype, x.requires_grad) for name, x in tensors.items())
-        if not recorded:
-            one_pass = _Pass(transformer, plain, inputs)
+        if not recorded:  # of the first shapes alone; each recording keeps its memory
+            rest = {name: x for name, x in inputs.items() if name not in tensors}
+            one_pass = _Pass(transformer, plain, tuple(tensors), rest)
             recorded[key] = _recorded(one_pass, tuple(tensors.values()))
         return recorded[key](*tensors.values()) if key in recorded else plain(**inputs)
 
@@ -37,12 +38,15 @@ class _Pass(nn.Module):
     """A call of the transformer that takes its tensors by position, as graphs need it."""
 
     def __init__(
-        self, transformer: nn.Module, plain: Callable[..., Any], inputs: dict[str, Any]
+        self,
+        transformer: nn.Module,
+        plain: Callable[..., Any],
+        names: tuple[str, ...],
+        rest: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.transformer, self._plain = transformer, plain
-        self._names = [name for name, x in inputs.items() if isinstance(x, Tensor)]
-        self._rest = {name: x for name, x in inputs.items() if name not in self._names}
+        self.transformer = transformer  # whose weights are this module's, too
+        self._plain, self._names, self._rest = plain, names, rest
 
     def forward(self, *tensors: Tensor) -> Any:
         return self._plain(**dict(zip(self._names, tensors, strict=True)), **self._rest)

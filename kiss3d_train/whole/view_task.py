@@ -62,7 +62,7 @@ class ViewTask:
             config.objective.guidance,
             compiled=config.engine.compiles_on(device.type),
         )
-        if config.engine.cuda_graphs and device.type == "cuda":
+        if config.engine.records_on(device.type):
             record_passes(pipeline.transformer)
         self.stream: Batches = ViewStream(views, config, dist.get_rank(), dist.get_world_size())
 

@@ -72,6 +72,33 @@ def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
     assert (config.optimizer.lr, config.objective.guidance) == (1e-4, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("demo.yaml", [], "needs engine.kind=ddp"),
+        ("mini-vae.yaml", [], "for transformers"),
+        ("mini-lora.yaml", ["scaling.micro_batch=64"], "one forward pass per worker and step"),
+        (
+            "mini-lora.yaml",
+            ["scaling.workers=2", "scaling.min_workers=1", "scaling.micro_batch=64"],
+            "one forward pass per worker and step",
+        ),
+    ],
+)
+def test_passes_are_recorded_only_where_a_gradient_is_not_overwritten(
+    recipe: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(TrainConfig, RECIPES / recipe, ["engine.cuda_graphs=true", *overrides])
+
+
+def test_passes_are_recorded_on_gpus_alone() -> None:
+    overrides = ["engine.cuda_graphs=true"]
+    engine = load_config(TrainConfig, RECIPES / "mini-lora.yaml", overrides).config.engine
+    assert engine.records_on("cuda")
+    assert not engine.records_on("cpu")
+
+
 def test_alpha_defaults_to_the_rank() -> None:
     assert tiny_config({"adapter.rank": 8}).adapter.resolved_alpha == 8.0
     assert tiny_config({"adapter.alpha": 0.5}).adapter.resolved_alpha == 0.5
