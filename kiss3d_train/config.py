@@ -166,8 +166,8 @@ class EngineSection(Config):
     """Compile each kind of block with torch.compile; auto: on GPUs. Costs half a minute at the
     start."""
     cuda_graphs: bool = False
-    """Record the transformer's forward and backward pass at the first step and replay them on GPUs:
-    for small models, whose kernels take less time than their launch. Plain DDP only, with one
+    """Record the model's forward and backward pass at the first step and replay them on GPUs: for
+    small models, whose kernels take less time than their launch. Plain DDP only, with one
     forward pass per worker and step."""
     memory_budget_gib: Literal["auto"] | Annotated[Number, Field(gt=0)] = "auto"
     """Device memory of a worker that base.gradient_checkpointing=auto may fill; auto: what is free
@@ -181,7 +181,7 @@ class EngineSection(Config):
         return device == "cuda" if self.compile == "auto" else self.compile
 
     def records_on(self, device: str) -> bool:
-        """Whether the transformer's passes are recorded on a kind of device."""
+        """Whether the model's passes are recorded on a kind of device."""
         return self.cuda_graphs and device == "cuda"
 
     @property

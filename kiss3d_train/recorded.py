@@ -1,4 +1,4 @@
-"""A small transformer's passes recorded as CUDA graphs, as launching its kernels takes longest.
+"""A small model's passes recorded as CUDA graphs, as launching its kernels takes longest.
 
 A step of kiss3d-mini launches thousands of kernels of some microseconds each.
 """
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 
-def record_passes(transformer: Any) -> None:
-    """Let a `FluxTransformer2DModel` on a GPU replay its forward and its backward pass.
+def record_passes(model: Any) -> None:
+    """Let a module on a GPU, called by keywords, replay its forward and its backward pass.
 
     They are recorded when gradients are first asked for, after the compilation of its blocks if
     they are compiled. Inputs of other shapes, and calls without gradients, are computed as before.
     A gradient lies where it was recorded until the next backward pass overwrites it, so a step may
     only have one.
     """
-    plain, recorded = transformer.forward, dict[object, Callable[..., Any]]()
+    plain, recorded = model.forward, dict[object, Callable[..., Any]]()
 
     def forward(**inputs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -27,25 +27,25 @@ def record_passes(transformer: Any) -> None:
         key = tuple((name, x.shape, x.dtype, x.requires_grad) for name, x in tensors.items())
         if not recorded:  # of the first shapes alone; each recording keeps its memory
             rest = {name: x for name, x in inputs.items() if name not in tensors}
-            one_pass = _Pass(transformer, plain, tuple(tensors), rest)
+            one_pass = _Pass(model, plain, tuple(tensors), rest)
             recorded[key] = _recorded(one_pass, tuple(tensors.values()))
         return recorded[key](*tensors.values()) if key in recorded else plain(**inputs)
 
-    transformer.forward = forward
+    model.forward = forward
 
 
 class _Pass(nn.Module):
-    """A call of the transformer that takes its tensors by position, as graphs need it."""
+    """A call of the model that takes its tensors by position, as graphs need it."""
 
     def __init__(
         self,
-        transformer: nn.Module,
+        model: nn.Module,
         plain: Callable[..., Any],
         names: tuple[str, ...],
         rest: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.transformer = transformer  # whose weights are this module's, too
+        self.model = model  # whose weights are this module's, too
         self._plain, self._names, self._rest = plain, names, rest
 
     def forward(self, *tensors: Tensor) -> Any:

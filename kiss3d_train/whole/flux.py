@@ -74,6 +74,10 @@ class WholeFlux(nn.Module):
 def view_losses(model: nn.Module, batch: ViewBatch) -> Tensor:
     """Unweighted loss of each sample, [B]."""
     squared: Tensor = model(
-        batch.x0_BNC, batch.noise_BNC, batch.sigma_B, batch.tokens_BL, batch.grid
+        x0_BNC=batch.x0_BNC,
+        noise_BNC=batch.noise_BNC,
+        sigma_B=batch.sigma_B,
+        tokens_BL=batch.tokens_BL,
+        grid=batch.grid,
     )
     return squared.mean(dim=(1, 2))

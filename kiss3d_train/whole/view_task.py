@@ -63,7 +63,7 @@ class ViewTask:
             compiled=config.engine.compiles_on(device.type),
         )
         if config.engine.records_on(device.type):
-            record_passes(pipeline.transformer)
+            record_passes(self.model)
         self.stream: Batches = ViewStream(views, config, dist.get_rank(), dist.get_world_size())
 
     def losses(self, model: nn.Module, batch: ViewBatch) -> Tensor:

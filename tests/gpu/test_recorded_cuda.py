@@ -48,7 +48,7 @@ def test_replays_learn_from_new_batches_and_new_weights(tmp_path: Path) -> None:
         ).cuda()
         for _ in range(2)
     )
-    record_passes(recorded.transformer)
+    record_passes(recorded)
     # The third batch has another size, and is computed.
     for num, seed in ((4, 0), (4, 1), (3, 2), (4, 3)):
         batch = batch_of(num, seed)
