@@ -53,7 +53,7 @@ def test_replays_learn_from_new_batches_and_new_weights(tmp_path: Path) -> None:
     for num, seed in ((4, 0), (4, 1), (3, 2), (4, 3)):
         batch = batch_of(num, seed)
         (loss, grads), (loss_again, grads_again) = learned(plain, batch), learned(recorded, batch)
-        assert loss_again == pytest.approx(loss.item(), rel=1e-5)
+        assert loss_again.item() == pytest.approx(loss.item(), rel=1e-5)
         assert torch.allclose(grads_again, grads, rtol=1e-3, atol=1e-6)
         with torch.no_grad():
             for model in (plain, recorded):
