@@ -77,10 +77,10 @@ def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
     [
         ("demo.yaml", [], "needs engine.kind=ddp"),
         ("mini-vae.yaml", [], "for transformers"),
-        ("mini-lora.yaml", ["scaling.micro_batch=64"], "one forward pass per worker and step"),
+        ("mini-lora.yaml", ["scaling.micro_batch=32"], "one forward pass per worker and step"),
         (
             "mini-lora.yaml",
-            ["scaling.workers=2", "scaling.min_workers=1", "scaling.micro_batch=64"],
+            ["scaling.workers=2", "scaling.min_workers=1", "scaling.micro_batch=32"],
             "one forward pass per worker and step",
         ),
     ],
