@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import trimesh
 
 from kiss3d_train.data.sources import open_source
 from kiss3d_train.data.sources.toybox import MAKERS, make
+from kiss3d_train.data.sources.toybox.build import Draw
 from kiss3d_train.data.sources.toybox.paint import COLORS
 from kiss3d_train.data.sources.toybox.solids import (
     Solid,
@@ -90,6 +93,25 @@ def test_a_caption_names_the_object_and_only_painted_colours(index: int) -> None
     painted = " ".join(paint.word for _, paint in toy.parts)
     named = [color for color in COLORS if f" {color} " in f" {toy.caption} "]
     assert all(color in painted for color in named), (toy.caption, painted)
+
+
+@pytest.mark.parametrize("index", range(2 * len(MAKERS)))
+def test_other_wordings_say_less_and_nothing_else(index: int) -> None:
+    toy = make(index, seed=5)
+    said = [toy.worded(Draw(index, number)) for number in range(20)]
+    known = {*re.findall(r"[\w-]+", toy.caption), "a", "an", "legs"}
+    for words in said:
+        assert toy.name in words
+        assert set(re.findall(r"[\w-]+", words)) <= known
+        assert words.split()[0] == ("an" if words.split()[1][0] in "aeiou" else "a")
+    assert toy.caption in said or toy.category == "furniture"
+
+
+def test_sofas_are_also_asked_for_without_their_size_and_with_legs() -> None:
+    sofas = [toy for toy in map(make, range(len(MAKERS) * 20)) if toy.name == "sofa"]
+    said = {toy.worded(Draw(n, k)) for n, toy in enumerate(sofas) for k in range(50)}
+    assert {"a sofa", "a red sofa", "a red sofa with wooden legs"} <= said
+    assert {"a three-seat red sofa", "a three-seat red sofa with wooden feet"} <= said
 
 
 def test_an_item_is_a_pure_function_of_seed_and_index() -> None:

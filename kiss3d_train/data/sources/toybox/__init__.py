@@ -35,6 +35,10 @@ MAKERS: tuple[Maker, ...] = tuple(
 """All makers, rooms interleaved, so that any run of items is varied."""
 
 
+_WORDING = 1
+"""Sets the draws of an object's wording apart from those of the object."""
+
+
 def make(index: int, seed: int = 0) -> Toy:
     """Item `index`: a pure function of (seed, index). Classes take turns."""
     return MAKERS[index % len(MAKERS)](Draw(seed, index))
@@ -56,9 +60,11 @@ class ToyboxSource:
         return [self._item(index) for index in range(self.count)]
 
     def describe(self, item: MeshItem) -> MeshItem:
-        """The item with its class, category and exact caption."""
-        toy = _make_once(int(item.locator), self.seed)
-        return replace(item, name=toy.name, caption=toy.caption, category=toy.category)
+        """The item with its class, category and a true caption, as long as it comes."""
+        index = int(item.locator)
+        toy = _make_once(index, self.seed)
+        caption = toy.worded(Draw(self.seed, index, _WORDING))
+        return replace(item, name=toy.name, caption=caption, category=toy.category)
 
     def fingerprint(self, item: MeshItem) -> str:
         """Seed and index tell everything within a version; another may draw other objects."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -80,8 +81,25 @@ class Toy:
     @property
     def caption(self) -> str:
         """One clause: article, adjectives, name, and what it is made with."""
-        phrase = with_article(f"{self.look} {self.name}".strip())
-        return f"{phrase} with {listed(self.details)}" if self.details else phrase
+        return self._said(self.look, self.details)
+
+    def worded(self, draw: Draw) -> str:
+        """What someone might call it: the caption, or a shorter one that is as true.
+
+        A model that has only read whole captions takes the lack of a detail for another object.
+        """
+        look, details = self.look, self.details
+        if draw.chance(0.4):
+            look = draw.pick((_without_size(look), _without_size(look), ""))
+        if draw.chance(0.4):
+            details = [phrase for phrase in details if draw.chance(0.4)]
+        if self.category == "furniture" and draw.chance():
+            details = [re.sub(r"feet$", "legs", phrase) for phrase in details]
+        return self._said(look, details)
+
+    def _said(self, look: str, details: Sequence[str]) -> str:
+        phrase = with_article(f"{look} {self.name}".strip())
+        return f"{phrase} with {listed(details)}" if details else phrase
 
     def mesh(self) -> Mesh:
         """All parts as one mesh with a material per paint."""
@@ -101,6 +119,12 @@ class Toy:
             material_index=torch.from_numpy(np.concatenate(index)).int(),
             materials=tuple(_material(paint) for paint in order),
         )
+
+
+def _without_size(look: str) -> str:
+    """Adjectives from the first colour or material on; all, where there is neither."""
+    found = re.search(rf"\b(?:{'|'.join(paints.WORDS)})\b.*", look)
+    return found[0] if found else look
 
 
 def with_article(phrase: str) -> str:

@@ -101,6 +101,13 @@ BRICK = Paint("brick", (0.66, 0.30, 0.22), (0.82, 0.76, 0.70), "bricks", 0.6)
 STONE = Paint("stone", (0.63, 0.62, 0.59), (0.47, 0.46, 0.44), "bricks", 0.8)
 STRAW = Paint("straw", (0.83, 0.68, 0.36), (0.68, 0.52, 0.25), "grain", 0.3)
 
+WORDS = (
+    *COLORS,
+    *(paint.word for paint in (METAL, DARK_METAL, GOLDEN, BRICK, STONE, STRAW)),
+    "wooden",
+)
+"""Colours and materials that can stand before an object's name."""
+
 
 def tiles(word: str, size: float = 0.5) -> Paint:
     """Roof tiles of a colour, with darker joints."""
