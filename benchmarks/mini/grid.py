@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.mini.held_out import held_out
 from kiss3d_infer import mini
 from kiss3d_infer.bundle import load_bundle
 from kiss3d_infer.config import load_config
@@ -28,21 +29,8 @@ from kiss3d_infer.scene.pictures import contact_sheet
 from kiss3d_infer.scene.render import ALBEDO, render_views
 from kiss3d_infer.tasks import text_to_3d
 
-PROMPTS = (
-    "a red sofa with wooden legs",
-    "a blue car with metal wheels",
-    "a green robot with an antenna and black tracks",
-    "a yellow house with a red roof and a blue door",
-    "a light blue mug",
-    "an orange propeller airplane with white wings and two wheels",
-    "a green tree with a brown trunk",
-    "a purple chair with metal legs and a solid back",
-    "a pink teapot with a grey lid",
-    "a blue sailboat with white sails",
-    "a brown teddy bear with a red bow tie",
-    "a stone castle with four towers with blue roofs and a red flag",
-)
-"""Written down before any of them was drawn."""
+PROMPTS = tuple(thing.caption for thing in held_out(12))
+"""The first ones; none is picked."""
 _TURNED = Cameras((35.0, 215.0), (20.0, 20.0))
 _SIZE = 256
 _PICTURE = Path(__file__).parents[2] / "docs" / "images" / "mini.png"

@@ -40,11 +40,11 @@ def test_two_servers_never_share_a_data_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_the_shipped_recipe_is_valid_and_says_what_to_do_before_the_demo_has_run(
+def test_the_shipped_recipe_is_valid_and_says_what_to_do_outside_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"demo/base \(generator.base\).*--set generator=null"):
+    with pytest.raises(InputError, match=r"mini/base \(generator.base\).*--set generator=null"):
         load_config(ServeConfig, LAPTOP).config.resolved()
     config = load_config(ServeConfig, LAPTOP, ["generator=null"]).config.resolved()
     assert config.task_types() == ["bundle_to_mesh"]

@@ -15,13 +15,14 @@ from kiss3d_train.plan import make_plan
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted((CONFIGS / "train").glob("*.yaml"))
 MINI_BASE = load_config(TrainConfig, CONFIGS / "train" / "mini-base.yaml").config.run.dir
+PACKAGED = Path("kiss3d_infer", "mini", "base")
 FLUX = CONFIGS / "models" / "flux1-dev"
 ON_CPU = [
     "base.dtype=float32",
     "base.gradient_checkpointing=false",
     "data.global_batch=2",
     "adapter.init_from=null",
-    "engine.kind=ddp",
+    "engine={kind: ddp}",
     "scaling={}",
 ]
 
@@ -29,7 +30,7 @@ ON_CPU = [
 def model_of(recipe: Path) -> Path:
     """The configuration of the base that the recipe is for."""
     config = load_config(TrainConfig, recipe).config
-    if config.full is not None or config.base.path == MINI_BASE / "base":
+    if config.full is not None or config.base.path in (MINI_BASE / "base", PACKAGED):
         return CONFIGS / "models" / "mini"
     return {"tiny": CONFIGS / "models" / "tiny", "base": CONFIGS / "models" / "demo"}.get(
         config.base.path.name, FLUX
