@@ -242,7 +242,9 @@ class FullSection(Config):
 
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
     """[vae]: the autoencoder, on every tile of the bundles, never compiled. [transformer], or with
-    it text_encoder and text_encoder_2 (CLIP and T5): the drawing of single RGB views by caption."""
+    it text_encoder and text_encoder_2 (CLIP and T5): drawing by caption."""
+    draws: Literal["views", "bundles"] = "views"
+    """What the transformer learns to draw: single RGB views, or whole bundles, as adapters do."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the trained parts in run.dir/base."""
     kl_weight: Annotated[Number, Field(ge=0)] = 1e-4

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kiss3d_infer.flux.prompt import view_clip_prompt
 from kiss3d_train.config import Part
 from kiss3d_train.objective import Batch, squared_errors
 from kiss3d_train.whole.views import ViewBatch
@@ -22,13 +21,20 @@ class WholeFlux(nn.Module):
         pipeline: its transformer, text encoders and tokenizers are used.
         parts: which of them train.
         guidance: value for a guidance-distilled model.
+        clip_prompt: what CLIP reads, whatever is drawn.
         compiled: compile each kind of the transformer's blocks.
     """
 
     clip_tokens_1L: Tensor
 
     def __init__(
-        self, pipeline: "FluxPipeline", parts: tuple[Part, ...], guidance: float, *, compiled: bool
+        self,
+        pipeline: "FluxPipeline",
+        parts: tuple[Part, ...],
+        guidance: float,
+        clip_prompt: str,
+        *,
+        compiled: bool,
     ) -> None:
         super().__init__()
         self.transformer = pipeline.transformer
@@ -39,7 +45,7 @@ class WholeFlux(nn.Module):
         self.eval()
         self._guidance = guidance if pipeline.transformer.config.guidance_embeds else None
         clip_tokens = pipeline.tokenizer(
-            view_clip_prompt(),
+            clip_prompt,
             padding="max_length",
             max_length=pipeline.tokenizer.model_max_length,
             truncation=True,

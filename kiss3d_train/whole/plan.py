@@ -50,7 +50,8 @@ class WholePlan:
         if self.index is None:
             return [("data", f"{self.config.data.shards} does not exist yet")]
         views, rows = self.index.layout.num_views, len(self.index.layout.rows)
-        pictures = views * (rows if self._trains_vae else 1) * sum(self.index.counts("train"))
+        per_bundle = {"tiles": views * rows, "views": views, "bundles": 1}[self._unit]
+        pictures = per_bundle * sum(self.index.counts("train"))
         epochs = self.config.run.steps * self.config.data.global_batch / pictures
         return [
             ("data", str(self.index)),
@@ -59,12 +60,10 @@ class WholePlan:
         ]
 
     @property
-    def _trains_vae(self) -> bool:
-        return "vae" in self.num_weights
-
-    @property
     def _unit(self) -> str:
-        return "tiles" if self._trains_vae else "views"
+        if "vae" in self.num_weights or self.config.full is None:
+            return "tiles"
+        return self.config.full.draws
 
 
 def plan_whole(config: TrainConfig) -> WholePlan:

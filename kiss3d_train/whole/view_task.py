@@ -1,4 +1,4 @@
-"""Training of the 2D base: encode all views, train, measure held-out ones, export."""
+"""Training of what draws: encode all views or bundles, train, measure held-out ones, export."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kiss3d_infer.flux.base import PARTS, load_base
+from kiss3d_infer.flux.prompt import clip_prompt, view_clip_prompt
 from kiss3d_train.config import FullSection, TrainConfig
 from kiss3d_train.data.draws import seeded
 from kiss3d_train.data.resident import ShowFn
@@ -21,7 +22,7 @@ from kiss3d_train.validation import shares
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import read_pictures
-from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_views
+from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_bundles, encode_views
 
 
 class ViewTask:
@@ -38,7 +39,9 @@ class ViewTask:
         check_tile(reader.index.tile, config.data.shards)
         self._config, self._full, self._device = config, full, device
         layout, held_out = reader.index.layout, config.validation.samples
-        row = layout.rows.index("rgb")
+        of_bundles = full.draws == "bundles"
+        rgb = layout.rows.index("rgb")
+        encode = encode_bundles if of_bundles else encode_views
         pipeline = load_base(config.base.path, dtype="float32", parts=PARTS, device=str(device))
 
         def views_of(split: Split, most: int | None, told: ShowFn | None) -> Views:
@@ -46,11 +49,11 @@ class ViewTask:
                 reader,
                 split,
                 readers=config.data.readers,
-                rows=slice(row, row + 1),
+                rows=slice(None) if of_bundles else slice(rgb, rgb + 1),
                 most=most,
                 show=told,
             )
-            return encode_views(pipeline, pictures, layout, device)
+            return encode(pipeline, pictures, layout, device)
 
         views = views_of("train", None, show)
         self.has_validation = held_out > 0 and reader.num_samples("val") > 0
@@ -60,6 +63,7 @@ class ViewTask:
             pipeline,
             full.parts,
             config.objective.guidance,
+            clip_prompt(layout) if of_bundles else view_clip_prompt(),
             compiled=config.engine.compiles_on(device.type),
         )
         if config.engine.records_on(device.type):

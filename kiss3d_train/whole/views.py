@@ -1,10 +1,10 @@
-"""Single views with their prompts: encoded once, held on the device, handed out in batches.
+"""What is drawn, with its prompts: encoded once, held on the device, handed out in batches.
 
 Shape legend: O objects, V views, N image tokens, C channels of a packed token, L text tokens,
 B samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle.layout import BundleLayout
-from kiss3d_infer.flux.prompt import t5_length, view_t5_prompt
+from kiss3d_infer.flux.prompt import t5_length, t5_prompt, view_t5_prompt
 from kiss3d_train.batch import TensorBatch
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import InMemoryStream, SharedDraws
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
 from kiss3d_train.whole.pictures import Pictures
+from kiss3d_train.whole.tiles import joined
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -47,7 +48,7 @@ class ViewBatch(TensorBatch):
 
 @dataclass(frozen=True)
 class Views:
-    """All views of some objects, on a device.
+    """All views of some objects, or their bundles as the only view of each, on a device.
 
     Attributes:
         latents_OVNC: packed means of the scaled latents, float16.
@@ -87,36 +88,72 @@ def encode_views(
         layout: of the bundles.
         device: where the result goes.
     """
+    return _encoded(
+        pipeline,
+        torch.split(pictures.tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS),
+        [
+            [view_t5_prompt(caption, azimuth) for azimuth in layout.azimuths]
+            for caption in (*pictures.captions, "")
+        ],
+        device,
+    )
+
+
+@torch.no_grad()
+def encode_bundles(
+    pipeline: "FluxPipeline", pictures: Pictures, layout: BundleLayout, device: torch.device
+) -> Views:
+    """Encode every bundle as a whole, and tokenize its prompt; see `encode_views`.
+
+    Args:
+        pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
+        pictures: all rows.
+        layout: of the bundles.
+        device: where the result goes.
+    """
+    per_pass = max(1, _TILES_PER_PASS // (len(layout.rows) * layout.num_views))
+    return _encoded(
+        pipeline,
+        map(joined, torch.split(pictures.tiles_NRV3TT, per_pass)),
+        [[t5_prompt(caption, layout)] for caption in (*pictures.captions, "")],
+        device,
+    )
+
+
+def _encoded(
+    pipeline: "FluxPipeline",
+    images: Iterable[Tensor],
+    prompts: Sequence[Sequence[str]],
+    device: torch.device,
+) -> Views:
+    """Views of images in passes [B, 3, H, W], of O objects; the last prompts are the bare ones."""
     vae = pipeline.vae
-    means = [
-        vae.encode(to_model(tiles.to(device))).latent_dist.mean
-        for tiles in torch.split(pictures.tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
-    ]
+    latents = [vae.encode(to_model(some.to(device))).latent_dist.mean for some in images]
     scaled = [
         pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).half()
-        for mean in means
+        for mean in latents
     ]
-    height, width = means[0].shape[-2:]
+    height, width = latents[0].shape[-2:]
+    tokens_OVL = _tokens(pipeline, prompts).to(device)
+    num_objects, num_views = len(prompts) - 1, len(prompts[0])
     return Views(
-        latents_OVNC=torch.cat(scaled).reshape(
-            len(pictures), layout.num_views, *scaled[0].shape[1:]
-        ),
-        tokens_OVL=_tokens(pipeline, pictures.captions, layout).to(device),
-        bare_VL=_tokens(pipeline, [""], layout)[0].to(device),
+        latents_OVNC=torch.cat(scaled).reshape(num_objects, num_views, *scaled[0].shape[1:]),
+        tokens_OVL=tokens_OVL[:-1],
+        bare_VL=tokens_OVL[-1],
         grid=(height // 2, width // 2),
     )
 
 
-def _tokens(pipeline: "FluxPipeline", captions: Sequence[str], layout: BundleLayout) -> Tensor:
+def _tokens(pipeline: "FluxPipeline", prompts: Sequence[Sequence[str]]) -> Tensor:
     """[O, V, L], as `FluxPipeline.encode_prompt` makes them."""
     tokens: Tensor = pipeline.tokenizer_2(
-        [view_t5_prompt(caption, azimuth) for caption in captions for azimuth in layout.azimuths],
+        [prompt for some in prompts for prompt in some],
         padding="max_length",
         max_length=t5_length(pipeline),
         truncation=True,
         return_tensors="pt",
     ).input_ids
-    return tokens.reshape(len(captions), layout.num_views, -1)
+    return tokens.reshape(len(prompts), len(prompts[0]), -1)
 
 
 class ViewStream(InMemoryStream):

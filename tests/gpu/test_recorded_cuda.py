@@ -44,7 +44,7 @@ def test_replays_learn_from_new_batches_and_new_weights(tmp_path: Path) -> None:
     parts = ("transformer", "text_encoder", "text_encoder_2")
     plain, recorded = (
         WholeFlux(
-            load_base(base, dtype="float32", device="cuda"), parts, 1.0, compiled=False
+            load_base(base, dtype="float32", device="cuda"), parts, 1.0, "", compiled=False
         ).cuda()
         for _ in range(2)
     )

@@ -42,6 +42,7 @@ def test_the_transformer_learns_as_in_float32(tmp_path: Path) -> None:
                 load_base(base, dtype="float32", device="cuda"),
                 ("transformer", "text_encoder", "text_encoder_2"),
                 1.0,
+                "",
                 compiled=is_fast,
             ).cuda(),
             view_losses,

@@ -53,6 +53,7 @@ def overrides_of(run_dir: Path, base: Path, shards: Path) -> list[str]:
         "adapter.rank=2",
         "optimizer={lr: 0.02, ema_decay: 0.5}",
         "scaling={micro_batch: 4}",
+        "engine={kind: ddp}",
         "checkpoint={every: 3, keep: 9}",
         "validation={every: 3, samples: 2}",
     ]

@@ -19,14 +19,21 @@ from whole_training import (
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
 from kiss3d_infer.flux.base import load_base
-from kiss3d_infer.flux.prompt import t5_length, view_clip_prompt, view_t5_prompt
+from kiss3d_infer.flux.prompt import (
+    clip_prompt,
+    encode_captions,
+    t5_length,
+    view_clip_prompt,
+    view_t5_prompt,
+)
+from kiss3d_infer.flux.sampling import generate_bundle
 from kiss3d_train.config import ObjectiveSection, TrainConfig
 from kiss3d_train.data.draws import draw_timesteps, seeded
-from kiss3d_train.data.shards import ShardReader
+from kiss3d_train.data.shards import ShardReader, decode_sample
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import Pictures, read_pictures
-from kiss3d_train.whole.views import Views, ViewStream, encode_views
+from kiss3d_train.whole.views import Views, ViewStream, encode_bundles, encode_views
 from kiss3d_train.worker import Outcome
 
 RECIPE = "mini-base.yaml"
@@ -77,8 +84,6 @@ def test_a_killed_run_ends_as_a_straight_one_bitwise(
 def test_the_base_that_comes_out_draws(
     straight: tuple[Path, Outcome, Records], base: Path, tmp_path: Path
 ) -> None:
-    from kiss3d_infer.flux.sampling import generate_bundle
-
     run_dir, _, _ = straight
     changed = {
         path.parent.name
@@ -104,6 +109,41 @@ def test_one_part_trains_and_is_saved_small(
         assert all(torch.equal(after[part][n], t) for n, t in before[part].items())
 
 
+def test_whole_bundles_train_and_are_drawn_without_an_adapter(
+    shards: Path, base: Path, tmp_path: Path, alone: None
+) -> None:
+    parts = "[transformer, text_encoder, text_encoder_2]"
+    more = [f"full={{parts: {parts}, draws: bundles}}", "data.global_batch=4"]
+    more += ["scaling={micro_batch: 2}", "optimizer.lr=1e-3"]
+    records = Records()
+    outcome = train(RECIPE, [*overrides_of(tmp_path, base, shards), *more], records)
+    first, last = (records.metrics[step]["val/loss"] for step in (3, 6))
+    assert outcome.step == STEPS and last < first
+    pipeline = load_base(tmp_path / "base", dtype="float32")
+    assert generate_bundle(pipeline, "a chair", tile=32, steps=2).image.isfinite().all()
+
+
+def test_a_bundle_and_its_prompt_are_what_an_adapter_sees(base: Path, shards: Path) -> None:
+    pipeline = load_base(base, dtype="float32")
+    whole = read_pictures(ShardReader(shards), "train", readers=2)
+    views = encode_bundles(pipeline, whole, PUBLISHED, CPU)
+    bundle, meta = decode_sample(ShardReader(shards).read("train", 1))
+    with torch.no_grad():
+        mean = pipeline.vae.encode(bundle.image[None] * 2 - 1).latent_dist.mean
+        model = WholeFlux(pipeline, ("transformer",), 1.0, clip_prompt(), compiled=False)
+        states, pooled = model.embed(views.tokens_OVL[1])
+        expected, expected_pooled = encode_captions(pipeline, [meta["caption"]])
+        bare, _ = model.embed(views.bare_VL)
+        expected_bare, _ = encode_captions(pipeline, [""])
+    config = pipeline.vae.config
+    latents = pack((mean[0] - config.shift_factor) * config.scaling_factor)
+    assert torch.allclose(views.latents_OVNC[1, 0].float(), latents, atol=1e-2)
+    assert views.grid == (4, 8)
+    assert torch.allclose(states, expected, atol=1e-5)
+    assert torch.allclose(pooled, expected_pooled, atol=1e-5)
+    assert torch.allclose(bare, expected_bare, atol=1e-5)
+
+
 def load_file_of(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {file.parent.name: load_file(file) for file in folder.glob("*/*.safetensors")}
 
@@ -126,7 +166,7 @@ def test_prompts_are_embedded_as_sampling_embeds_them(
     base: Path, pictures: Pictures, views: Views
 ) -> None:
     pipeline = load_base(base, dtype="float32")
-    model = WholeFlux(pipeline, ("transformer",), 1.0, compiled=False)
+    model = WholeFlux(pipeline, ("transformer",), 1.0, view_clip_prompt(), compiled=False)
     with torch.no_grad():
         found, found_pooled = model.embed(views.tokens_OVL[2])
         expected, pooled, _ = pipeline.encode_prompt(
@@ -182,7 +222,7 @@ def test_timesteps_are_distributed_as_the_recipe_says() -> None:
 
 def test_text_encoders_get_gradients_where_they_train(base: Path, views: Views) -> None:
     pipeline = load_base(base, dtype="float32")
-    model = WholeFlux(pipeline, ("transformer", "text_encoder"), 1.0, compiled=False)
+    model = WholeFlux(pipeline, ("transformer", "text_encoder"), 1.0, "", compiled=False)
     (batch, *_) = ViewStream(views, recipe(), 0, 1).micro_batches(0)
     view_losses(model, batch).mean().backward()
     with_gradient = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}

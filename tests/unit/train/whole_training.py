@@ -36,6 +36,7 @@ def overrides_of(run_dir: Path, base: Path, shards: Path) -> list[str]:
         "optimizer.warmup_steps=0",
         "optimizer.ema_decay=0.5",
         "scaling={micro_batch: 8}",
+        "engine={kind: ddp}",
         "checkpoint={every: 3, keep: 9}",
         "validation.every=3",
         "validation.samples=3",
