@@ -9,6 +9,8 @@ from scipy import ndimage
 from kiss3d_infer.reconstruct.topology import Float32, Int32, neighbour_means
 from kiss3d_infer.scene.camera import Cameras
 
+_NOTHING = 1e-6
+"""World units that a surface may lie beside a corner of its grid."""
 _TAUBIN_SHRINK, _TAUBIN_GROW = 0.5, -0.53
 """Taubin's lambda and mu: smooths without shrinking (SIGGRAPH 1995)."""
 
@@ -122,7 +124,9 @@ def surface(values: Float32, grid: Grid, smoothing_rounds: int = 5) -> tuple[Flo
     if not (values > 0).any():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
     # A negative shell closes what touches the border.
-    padded = np.pad(values, 1, constant_values=min(float(values.min()), -1e-6))
+    padded = np.pad(values, 1, constant_values=min(float(values.min()), -_NOTHING))
+    # Where a corner of a cell is exactly zero, scikit-image (0.26) may leave a face out.
+    padded[np.abs(padded) < _NOTHING] = -_NOTHING
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="ascent")
     vertices = np.asarray((vertices - 0.5) * grid.spacing + grid.lower, np.float32)
     faces = np.ascontiguousarray(faces, np.int32)
