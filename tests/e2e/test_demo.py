@@ -52,6 +52,7 @@ def test_the_demo_leaves_what_it_promises_and_resumes(
     }
     for name, value in tiny.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)  # without a packaged model
     monkeypatch.chdir(tmp_path)  # the recipe's MLflow database lies in the working folder
     out = tmp_path / "demo"
     demo.run_demo(out)
