@@ -18,6 +18,7 @@ from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
 from kiss3d_infer.scene.export import save_mesh
 from kiss3d_train.data.render import RenderSummary, render_source
 from kiss3d_train.data.shards import ShardReader, decode_sample, verify, write_shards
+from kiss3d_train.data.sources import open_source
 from kiss3d_train.data.sources.toybox import make
 from kiss3d_train.ray_session import ray_session
 
@@ -61,8 +62,9 @@ def test_from_meshes_to_samples(tmp_path: Path) -> None:
     reader = ShardReader(tmp_path / "shards")
     bundle, meta = decode_sample(reader.read("train", 0))
     assert reader.num_samples("train") + reader.num_samples("val") == 12
-    index = int(meta["locator"])
-    assert meta["caption"] == make(index).caption
+    toybox = open_source("toybox:12")
+    item = toybox.items()[int(meta["locator"])]
+    assert meta["caption"] == toybox.describe(item).caption
     assert bundle.tile == meta["tile"] == 64
 
 
