@@ -23,6 +23,7 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Sigma = Annotated[Number, Field(gt=0, lt=1)]
 Quantize = Literal["none", "int8", "fp8"]
 Part = Literal["vae", "transformer", "text_encoder", "text_encoder_2"]
+Subject = Literal["views", "bundles"]
 Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
@@ -243,7 +244,7 @@ class FullSection(Config):
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
     """[vae]: the autoencoder, on every tile of the bundles, never compiled. [transformer], or with
     it text_encoder and text_encoder_2 (CLIP and T5): drawing by caption."""
-    draws: Literal["views", "bundles"] = "views"
+    draws: Subject = "views"
     """What the transformer learns to draw: single RGB views, or whole bundles, as adapters do."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the trained parts in run.dir/base."""

@@ -22,7 +22,7 @@ from kiss3d_train.validation import shares
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import read_pictures
-from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_bundles, encode_views
+from kiss3d_train.whole.views import ViewBatch, Views, ViewStream, encode_views
 
 
 class ViewTask:
@@ -41,7 +41,6 @@ class ViewTask:
         layout, held_out = reader.index.layout, config.validation.samples
         of_bundles = full.draws == "bundles"
         rgb = layout.rows.index("rgb")
-        encode = encode_bundles if of_bundles else encode_views
         pipeline = load_base(config.base.path, dtype="float32", parts=PARTS, device=str(device))
 
         def views_of(split: Split, most: int | None, told: ShowFn | None) -> Views:
@@ -53,7 +52,7 @@ class ViewTask:
                 most=most,
                 show=told,
             )
-            return encode(pipeline, pictures, layout, device)
+            return encode_views(pipeline, pictures, layout, full.draws, device)
 
         views = views_of("train", None, show)
         self.has_validation = held_out > 0 and reader.num_samples("val") > 0

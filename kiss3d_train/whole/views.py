@@ -14,7 +14,7 @@ from torch import Tensor
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.flux.prompt import t5_length, t5_prompt, view_t5_prompt
 from kiss3d_train.batch import TensorBatch
-from kiss3d_train.config import TrainConfig
+from kiss3d_train.config import Subject, TrainConfig
 from kiss3d_train.data.draws import InMemoryStream, SharedDraws
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
@@ -78,66 +78,42 @@ class Views:
 
 @torch.no_grad()
 def encode_views(
-    pipeline: "FluxPipeline", pictures: Pictures, layout: BundleLayout, device: torch.device
-) -> Views:
-    """Encode every RGB tile by itself, and tokenize its prompt.
-
-    Args:
-        pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
-        pictures: the row of RGB views alone.
-        layout: of the bundles.
-        device: where the result goes.
-    """
-    return _encoded(
-        pipeline,
-        torch.split(pictures.tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS),
-        [
-            [view_t5_prompt(caption, azimuth) for azimuth in layout.azimuths]
-            for caption in (*pictures.captions, "")
-        ],
-        device,
-    )
-
-
-@torch.no_grad()
-def encode_bundles(
-    pipeline: "FluxPipeline", pictures: Pictures, layout: BundleLayout, device: torch.device
-) -> Views:
-    """Encode every bundle as a whole, and tokenize its prompt; see `encode_views`.
-
-    Args:
-        pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
-        pictures: all rows.
-        layout: of the bundles.
-        device: where the result goes.
-    """
-    per_pass = max(1, _TILES_PER_PASS // (len(layout.rows) * layout.num_views))
-    return _encoded(
-        pipeline,
-        map(joined, torch.split(pictures.tiles_NRV3TT, per_pass)),
-        [[t5_prompt(caption, layout)] for caption in (*pictures.captions, "")],
-        device,
-    )
-
-
-def _encoded(
     pipeline: "FluxPipeline",
-    images: Iterable[Tensor],
-    prompts: Sequence[Sequence[str]],
+    pictures: Pictures,
+    layout: BundleLayout,
+    draws: Subject,
     device: torch.device,
 ) -> Views:
-    """Views of images in passes [B, 3, H, W], of O objects; the last prompts are the bare ones."""
-    vae = pipeline.vae
-    latents = [vae.encode(to_model(some.to(device))).latent_dist.mean for some in images]
+    """Encode every RGB tile by itself or every bundle as a whole, and tokenize its prompt.
+
+    Args:
+        pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
+        pictures: all rows of bundles, or the row of RGB views alone.
+        layout: of the bundles.
+        draws: which of both.
+        device: where the result goes.
+    """
+    vae, captions = pipeline.vae, (*pictures.captions, "")
+    tiles_NRV3TT = pictures.tiles_NRV3TT
+    images: Iterable[Tensor]
+    if draws == "bundles":
+        num_tiles = len(layout.rows) * layout.num_views
+        images = map(joined, torch.split(tiles_NRV3TT, max(1, _TILES_PER_PASS // num_tiles)))
+        prompts = [[t5_prompt(caption, layout)] for caption in captions]
+    else:
+        images = torch.split(tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
+        prompts = [[view_t5_prompt(c, azimuth) for azimuth in layout.azimuths] for c in captions]
+    means = [vae.encode(to_model(some.to(device))).latent_dist.mean for some in images]
     scaled = [
         pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).half()
-        for mean in latents
+        for mean in means
     ]
-    height, width = latents[0].shape[-2:]
+    height, width = means[0].shape[-2:]
     tokens_OVL = _tokens(pipeline, prompts).to(device)
-    num_objects, num_views = len(prompts) - 1, len(prompts[0])
     return Views(
-        latents_OVNC=torch.cat(scaled).reshape(num_objects, num_views, *scaled[0].shape[1:]),
+        latents_OVNC=torch.cat(scaled).reshape(
+            len(pictures), len(prompts[0]), *scaled[0].shape[1:]
+        ),
         tokens_OVL=tokens_OVL[:-1],
         bare_VL=tokens_OVL[-1],
         grid=(height // 2, width // 2),

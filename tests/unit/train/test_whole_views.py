@@ -33,7 +33,7 @@ from kiss3d_train.data.shards import ShardReader, decode_sample
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import Pictures, read_pictures
-from kiss3d_train.whole.views import Views, ViewStream, encode_bundles, encode_views
+from kiss3d_train.whole.views import Views, ViewStream, encode_views
 from kiss3d_train.worker import Outcome
 
 RECIPE = "mini-base.yaml"
@@ -54,7 +54,7 @@ def pictures(shards: Path) -> Pictures:
 
 @pytest.fixture(scope="module")
 def views(base: Path, pictures: Pictures) -> Views:
-    return encode_views(load_base(base, dtype="float32"), pictures, PUBLISHED, CPU)
+    return encode_views(load_base(base, dtype="float32"), pictures, PUBLISHED, "views", CPU)
 
 
 def recipe(*more: str) -> TrainConfig:
@@ -126,7 +126,7 @@ def test_whole_bundles_train_and_are_drawn_without_an_adapter(
 def test_a_bundle_and_its_prompt_are_what_an_adapter_sees(base: Path, shards: Path) -> None:
     pipeline = load_base(base, dtype="float32")
     whole = read_pictures(ShardReader(shards), "train", readers=2)
-    views = encode_bundles(pipeline, whole, PUBLISHED, CPU)
+    views = encode_views(pipeline, whole, PUBLISHED, "bundles", CPU)
     bundle, meta = decode_sample(ShardReader(shards).read("train", 1))
     with torch.no_grad():
         mean = pipeline.vae.encode(bundle.image[None] * 2 - 1).latent_dist.mean
