@@ -24,7 +24,7 @@ from torch import Tensor
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_train.average import AVERAGE_KIND
-from kiss3d_train.config import TrainConfig
+from kiss3d_train.config import Subject, TrainConfig
 from kiss3d_train.engine import KINDS, State
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Identity:
         seed, global_batch: they fix which sample comes when.
         initial_adapter: digest of the LoRA that training started from; empty without one.
         resident: whether an adapter's data is on the device, where other numbers are drawn.
+        draws: what parts that train as a whole learn to draw.
     """
 
     base: str
@@ -61,6 +62,7 @@ class Identity:
     global_batch: int
     initial_adapter: str = ""
     resident: bool = False
+    draws: Subject = "views"
 
 
 @dataclass(frozen=True)

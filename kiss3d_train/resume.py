@@ -45,6 +45,7 @@ def identity_of(config: TrainConfig, base: str, index: ShardIndex) -> Identity:
             alpha=0.0,
             seed=config.run.seed,
             global_batch=config.data.global_batch,
+            draws=config.full.draws,
         )
     init_from = config.adapter.init_from
     encoder = describe_encoder(

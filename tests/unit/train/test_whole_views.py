@@ -18,6 +18,7 @@ from whole_training import (
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.prompt import (
     clip_prompt,
@@ -121,6 +122,9 @@ def test_whole_bundles_train_and_are_drawn_without_an_adapter(
     assert outcome.step == STEPS and last < first
     pipeline = load_base(tmp_path / "base", dtype="float32")
     assert generate_bundle(pipeline, "a chair", tile=32, steps=2).image.isfinite().all()
+    as_views = [f"full={{parts: {parts}}}", "run.resume=auto", "run.steps=9"]
+    with pytest.raises(InputError, match="draws was bundles and is now views"):
+        train(RECIPE, [*overrides_of(tmp_path, base, shards), *more, *as_views])
 
 
 def test_a_bundle_and_its_prompt_are_what_an_adapter_sees(base: Path, shards: Path) -> None:
