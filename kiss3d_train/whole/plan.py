@@ -1,12 +1,12 @@
 """What a recipe for whole parts will take, worked out before any device is."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from kiss3d_infer.flux.base import read_config
-from kiss3d_train.config import Part, TrainConfig
+from kiss3d_train.config import Part, Subject, TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.storage import exists
 from kiss3d_train.memory import GIB
@@ -22,11 +22,13 @@ class WholePlan:
     Attributes:
         num_weights: by part that trains.
         index: of the data set; None while it does not exist.
+        unit: what a batch is counted in.
     """
 
     config: TrainConfig
     num_weights: dict[str, int]
     index: ShardIndex | None
+    unit: Literal["tiles"] | Subject
 
     def figures(self) -> list[tuple[str, str]]:
         """Names and values of everything worked out, for people."""
@@ -35,7 +37,7 @@ class WholePlan:
         weights = ", ".join(f"{part} {n / 1e6:,.2f} M" for part, n in self.num_weights.items())
         checkpoint, step = 1 + _MOMENTS + has_average, 2 + _MOMENTS + has_average
         return [
-            ("global batch", f"{self.config.batch_arithmetic} {self._unit}"),
+            ("global batch", f"{self.config.batch_arithmetic} {self.unit}"),
             ("weights that train", weights),
             ("checkpoint", f"{4 * checkpoint * num / 2**20:,.1f} MiB"),
             *self._data_figures(),
@@ -50,20 +52,14 @@ class WholePlan:
         if self.index is None:
             return [("data", f"{self.config.data.shards} does not exist yet")]
         views, rows = self.index.layout.num_views, len(self.index.layout.rows)
-        per_bundle = {"tiles": views * rows, "views": views, "bundles": 1}[self._unit]
+        per_bundle = {"tiles": views * rows, "views": views, "bundles": 1}[self.unit]
         pictures = per_bundle * sum(self.index.counts("train"))
         epochs = self.config.run.steps * self.config.data.global_batch / pictures
         return [
             ("data", str(self.index)),
-            (f"{self._unit} to train on", f"{pictures:,}"),
+            (f"{self.unit} to train on", f"{pictures:,}"),
             ("epochs in all", f"{epochs:.1f} in {self.config.run.steps} steps"),
         ]
-
-    @property
-    def _unit(self) -> str:
-        if "vae" in self.num_weights or self.config.full is None:
-            return "tiles"
-        return self.config.full.draws
 
 
 def plan_whole(config: TrainConfig) -> WholePlan:
@@ -78,6 +74,7 @@ def plan_whole(config: TrainConfig) -> WholePlan:
         config=config,
         num_weights={part: _num_weights(config, part) for part in config.full.parts},
         index=load_index(config.data.shards) if exists(config.data.shards) else None,
+        unit="tiles" if config.full.is_vae else config.full.draws,
     )
 
 
