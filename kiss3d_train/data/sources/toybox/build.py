@@ -90,7 +90,8 @@ class Toy:
         """
         look, details = self.look, self.details
         if draw.chance(0.4):
-            look = draw.pick((_without_size(look), _without_size(look), ""))
+            shorter = _without_size(look)
+            look = draw.pick((shorter, shorter, ""))
         if draw.chance(0.4):
             details = [phrase for phrase in details if draw.chance(0.4)]
         if self.category == "furniture" and draw.chance():
