@@ -14,10 +14,15 @@ from kiss3d_infer.scene.raster.threads import for_each_view
 # object from the background where an edge pixel mixes both.
 _NORMAL_THRESHOLD = 0.183
 _RGB_THRESHOLDS = (0.012, 0.06)
+_LEAST_EDGE = 0.2
+"""Share of the colour beside it that an edge pixel of the RGB row has at least. The normal row's
+threshold comes to the same; less is the halo that an autoencoder leaves around dark objects."""
+_EDGE_PIXELS = 2
 _NOISE_FLOOR = 0.04
 _SPECK_SHARE = 5e-4
 _LEAST_COVERAGE = 5e-4
 """Share of a tile up to which a view counts as empty."""
+_SQUARE = np.ones((3, 3), dtype=bool)
 _ANOTHER_BUNDLE = "give a bundle that shows an object"
 
 
@@ -86,6 +91,9 @@ def _rgb_mask(rgb: Tensor, normal_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     background = ~ndimage.binary_dilation(normal_mask, iterations=3)
     noise = float(np.quantile(distance[background], 0.99)) if background.any() else 0.0
     mask = distance > np.clip(1.5 * noise, *_RGB_THRESHOLDS)
+    inside = ndimage.binary_erosion(mask, _SQUARE, iterations=_EDGE_PIXELS, border_value=1)
+    nearby = ndimage.maximum_filter(distance, 2 * _EDGE_PIXELS + 1)
+    mask &= inside | (distance >= _LEAST_EDGE * nearby)
     return np.asarray(mask | (ndimage.binary_fill_holes(mask) & normal_mask))
 
 
@@ -98,7 +106,7 @@ def _unmixed_alpha(colors: NDArray[np.float32]) -> NDArray[np.float32]:
     from_white = 1 - colors
     distance = np.linalg.norm(from_white, axis=-1)
     touched = distance > _NOISE_FLOOR
-    interior = ndimage.binary_erosion(touched, np.ones((3, 3)), border_value=1)
+    interior = ndimage.binary_erosion(touched, _SQUARE, border_value=1)
     weights = ndimage.uniform_filter(interior.astype(np.float32), 5)
     nearby = (
         np.stack(
@@ -115,7 +123,7 @@ def _unmixed_alpha(colors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _unconfirmed_specks(mask: NDArray[np.bool_], rgb_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    labels, count = ndimage.label(mask, _SQUARE)
     if count == 0:
         return mask
     areas = np.bincount(labels.ravel(), minlength=count + 1)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle import PUBLISHED, Bundle, silhouettes, validate
-from kiss3d_infer.bundle.masks import require_shown
+from kiss3d_infer.bundle.masks import normal_masks, require_shown, rgb_masks
 from kiss3d_infer.errors import InputError
 
 
@@ -40,6 +40,27 @@ def test_white_objects_keep_their_silhouette() -> None:
     normals, alpha, rgb = ball_views()
     recovered = silhouettes(bundle_of(normals, alpha, torch.ones_like(rgb)))
     assert recovered.mean().item() == pytest.approx(alpha.mean().item(), rel=0.01)
+
+
+def test_a_halo_around_a_dark_object_is_not_part_of_it() -> None:
+    normals, alpha, rgb = ball_views(radius=0.2)
+    exact = bundle_of(normals, alpha, 0.3 * torch.ones_like(rgb))
+    image = exact.image.clone()
+    wide = torch.nn.functional.max_pool2d((image[:, :64] < 1).float(), 3, stride=1, padding=1)
+    image[:, :64] = image[:, :64].minimum(1 - 0.1 * wide)
+    blurred = Bundle(image)
+    assert (blurred.image != exact.image).any()
+    assert (rgb_masks(blurred) == rgb_masks(exact)).all()
+    assert validate(blurred).measurements["silhouette_iou"] > 0.95
+
+
+def test_a_white_half_beside_a_dark_one_keeps_its_outline() -> None:
+    normals, alpha, rgb = ball_views()
+    rgb = 0.3 * rgb
+    rgb[..., :32] = 0.96
+    bundle = bundle_of(normals, alpha, rgb)
+    known = normal_masks(bundle)
+    assert (rgb_masks(bundle) & known).sum() > 0.99 * known.sum()
 
 
 def test_specks_without_colour_are_dropped() -> None:
