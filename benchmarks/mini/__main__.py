@@ -2,20 +2,28 @@
 
     python -m benchmarks.mini --prompts 200 --out benchmarks/results/mini.json
     python -m benchmarks.mini --model DIR --adapter DIR --out results.json --set cfg_scale=2
+    python -m benchmarks.mini --model DIR --out results.json --drawings-only --device cuda
 
 Writes the results as it goes; the same command goes on where it was stopped. The drawn bundles and
 a contact sheet, exact renders above drawings, lie beside the results in a folder of their name.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.mini import classifier
 from benchmarks.mini.cost import commands_cost
-from benchmarks.mini.held_out import CLASSIFIER_SEED, PROMPTS_SEED, HeldOut, held_out
+from benchmarks.mini.held_out import (
+    CLASSIFIER_SEED,
+    NUM_CLASSES,
+    PROMPTS_SEED,
+    HeldOut,
+    held_out,
+    makers_of,
+)
 from benchmarks.mini.results import Results
-from benchmarks.mini.samples import Judges, Model, Row, drawn_file, measured
+from benchmarks.mini.samples import Judges, Model, Row, drawn_and_judged, drawn_file, measured
 from kiss3d_infer import mini
 from kiss3d_infer.bundle import load_bundle
 from kiss3d_infer.config import load_config
@@ -37,15 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write."""
     given = _parsed(arguments)
     chosen = choose_model(given.model, given.adapter)
-    if chosen.lora is None:
-        raise SystemExit("give --adapter, the bundle LoRA of this model")
     drawing = load_config(Drawing, given.drawing, given.set).config
-    setup = _setup(chosen.base, chosen.lora, drawing)
+    setup = _setup(chosen.base, chosen.lora, drawing, given.names)
     results, folder = Results(given.out, setup), given.out.with_suffix("")
-    things = list(held_out(given.prompts))
+    makers = makers_of(given.names) if given.names else range(NUM_CLASSES)
+    things = list(held_out(given.prompts, makers=makers))
+    model = Model.load(chosen.base, chosen.lora, drawing, given.device)
+    if given.drawings_only:
+        _measure_prompts(things, model, results, folder, drawn_and_judged)
+        _draw_sheet(things[:_SHOWN], drawing.tile, folder)
+        return
+    if chosen.lora is None:
+        raise SystemExit("give --adapter, the bundle LoRA of this model, or --drawings-only")
     results.note("bytes", {"base": _num_bytes(chosen.base), "adapter": _num_bytes(chosen.lora)})
-    model = Model.load(chosen.base, chosen.lora, drawing)
-    _measure_prompts(things, model, results, folder)
+    _measure_prompts(things, model, results, folder, measured)
     compared = things[:_COMPARED]
     if given.reference and len(results.noted("packed") or ()) < len(compared):
         reference = Model.load(given.reference, chosen.lora, drawing)
@@ -71,23 +84,37 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], help="override one of these: --set steps=12"
     )
+    parser.add_argument("--names", nargs="+", default=[], help="of the classes; default: all")
+    parser.add_argument(
+        "--drawings-only",
+        action="store_true",
+        help="judge what is drawn, and measure no mesh, no autoencoder and no command; a model "
+        "without an adapter is taken to draw bundles by itself",
+    )
+    parser.add_argument("--device", default="cpu", help="to draw on")
     parser.add_argument(
         "--reference", type=Path, help="the base that --model was packed from, to compare with"
     )
     return parser.parse_args(arguments)
 
 
-def _setup(base: Path, lora: Path, drawing: Drawing) -> Row:
+def _setup(base: Path, lora: Path | None, drawing: Drawing, names: list[str]) -> Row:
     return {
         "base": base_identity(base),
-        "adapter": lora_identity(lora),
+        "adapter": lora_identity(lora) if lora else None,
         "drawing": drawing.model_dump(),
-        "prompts": f"toybox:N?seed={PROMPTS_SEED}",
+        "prompts": f"toybox:N?seed={PROMPTS_SEED}" + (f" ({', '.join(names)})" if names else ""),
         "judges": f"toybox:{_PER_CLASS} of each class?seed={CLASSIFIER_SEED}",
     }
 
 
-def _measure_prompts(things: list[HeldOut], model: Model, results: Results, folder: Path) -> None:
+def _measure_prompts(
+    things: list[HeldOut],
+    model: Model,
+    results: Results,
+    folder: Path,
+    measure: Callable[[HeldOut, Model, Judges, Path], Row],
+) -> None:
     left = things[len(results.rows) :]
     if not left:
         return
@@ -98,7 +125,7 @@ def _measure_prompts(things: list[HeldOut], model: Model, results: Results, fold
         accuracy = {"exact": judges.accuracy(views, classes), "softened": softened}
         results.note("judges", accuracy)
     for thing in track(left, "measuring prompts"):
-        results.add(measured(thing, model, judges, folder))
+        results.add(measure(thing, model, judges, folder))
 
 
 def _num_bytes(path: Path) -> int:

@@ -1,11 +1,13 @@
 """Toybox objects of series that no model was trained on, with their exact bundles."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, islice
 
 from kiss3d_infer.bundle import PUBLISHED, Bundle
+from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.framing import framed
 from kiss3d_infer.scene.render import render_bundle
 from kiss3d_train.data.sources.toybox import MAKERS, make
@@ -46,6 +48,22 @@ class HeldOut:
         return render_bundle(framed(mesh, PUBLISHED.cameras), tile=tile)
 
 
-def held_out(count: int, series: int = PROMPTS_SEED) -> Iterator[HeldOut]:
-    """The first objects of a series; classes take turns."""
-    return (HeldOut(index, series) for index in range(count))
+def held_out(
+    number: int, series: int = PROMPTS_SEED, makers: Container[int] = range(NUM_CLASSES)
+) -> Iterator[HeldOut]:
+    """The first objects of a series by some makers or all; classes take turns."""
+    things = (HeldOut(index, series) for index in count())
+    return islice((thing for thing in things if thing.maker in makers), number)
+
+
+def makers_of(names: Sequence[str]) -> list[int]:
+    """The makers of these classes, e.g. `toy dog`.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    known = [make(maker, PROMPTS_SEED).name for maker in range(NUM_CLASSES)]
+    for name in names:
+        if name not in known:
+            raise InputError(f"the toybox has no {name}", fix=f"choose of {', '.join(known)}")
+    return [known.index(name) for name in names]

@@ -12,7 +12,15 @@ from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import HeldOut
 from benchmarks.mini.nearest import descriptors, nearest_class
 from benchmarks.mini.vae import through
-from kiss3d_infer.bundle import Bundle, BundleLayout, Domains, save_bundle, validate
+from kiss3d_infer.bundle import (
+    PUBLISHED,
+    Bundle,
+    BundleLayout,
+    Domains,
+    load_bundle,
+    save_bundle,
+    validate,
+)
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate import bundle_psnr, view_agreement
 from kiss3d_infer.flux.base import load_base
@@ -33,7 +41,7 @@ _TOP = 3
 
 @dataclass(frozen=True)
 class Model:
-    """A base with its LoRA, and how to draw with them."""
+    """A base, with its LoRA if it has one, and how to draw with them."""
 
     pipeline: "FluxPipeline"
     layout: BundleLayout
@@ -41,9 +49,11 @@ class Model:
     drawing: Drawing
 
     @classmethod
-    def load(cls, base: Path, lora: Path, drawing: Drawing) -> "Model":
-        """On the CPU, in float32."""
-        pipeline = load_base(base, dtype="float32")
+    def load(cls, base: Path, lora: Path | None, drawing: Drawing, device: str = "cpu") -> "Model":
+        """In float32. A base without a LoRA draws bundles by itself."""
+        pipeline = load_base(base, dtype="float32", device=device)
+        if lora is None:
+            return cls(pipeline, PUBLISHED, "bundle", drawing)
         info = apply_lora(pipeline, lora)
         return cls(pipeline, info.layout, info.domains, drawing)
 
@@ -102,6 +112,19 @@ class Judges:
 def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
     """Everything about one prompt; the drawn bundle is kept in the folder."""
     truth = thing.bundle(model.drawing.tile)
+    row = drawn_and_judged(thing, model, judges, folder)
+    drawn = load_bundle(drawn_file(folder, thing.index))
+    return {
+        **row,
+        "exact": judges.judged(truth, thing),
+        "vae": bundle_psnr(model.encoded_and_decoded(truth), truth),
+        "mesh": reconstructed(drawn),
+        "exact_mesh": reconstructed(truth),
+    }
+
+
+def drawn_and_judged(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
+    """The drawing of one prompt alone, which is kept in the folder."""
     began = time.perf_counter()
     drawn = model.draw(thing)
     seconds = time.perf_counter() - began
@@ -111,10 +134,6 @@ def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
         "caption": thing.caption,
         "color": thing.color,
         "drawn": judges.judged(drawn, thing) | {"seconds": seconds},
-        "exact": judges.judged(truth, thing),
-        "vae": bundle_psnr(model.encoded_and_decoded(truth), truth),
-        "mesh": reconstructed(drawn),
-        "exact_mesh": reconstructed(truth),
     }
 
 
