@@ -71,9 +71,11 @@ def generate(
     """Draw a 3D bundle image from a prompt."""
     from kiss3d_infer.bundle import save_bundle, validate
     from kiss3d_infer.bundle.image import checked_image_format
+    from kiss3d_infer.flux.prompt import check_prompt
     from kiss3d_infer.flux.sampling import generate_bundle
     from kiss3d_infer.progress import show_stages
 
+    check_prompt(prompt)
     checked_image_format(out)
     given = {"tile": tile, "steps": steps, "guidance": guidance, "cfg_scale": cfg_scale}
     pipeline, how = _pipeline(model, lora, device, given)
@@ -169,10 +171,12 @@ def text_to_3d(
     """Make a textured mesh from a prompt; its bundle is kept beside it."""
     from kiss3d_infer.bundle.image import checked_image_format
     from kiss3d_infer.devices import pick_raster_device
+    from kiss3d_infer.flux.prompt import check_prompt
     from kiss3d_infer.progress import show_stages
     from kiss3d_infer.tasks import text_to_3d as make_asset
     from kiss3d_infer.tasks.bundle_to_mesh import check_output
 
+    check_prompt(prompt)
     raster_device = pick_raster_device(device)
     check_output(out, raster_device)
     checked_image_format(out.with_name(f"{out.stem}.bundle.png"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from kiss3d_infer.config import Config, Integer, Number
 from kiss3d_infer.errors import InputError
@@ -24,6 +24,7 @@ Sigma = Annotated[Number, Field(gt=0, lt=1)]
 Quantize = Literal["none", "int8", "fp8"]
 Part = Literal["vae", "transformer", "text_encoder", "text_encoder_2"]
 Subject = Literal["views", "bundles"]
+Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
@@ -273,7 +274,7 @@ class SamplesSection(Config):
     held_out: Annotated[Integer, Field(ge=0)] = 0
     """Captions of the validation split that are drawn, its first ones; the drawings are compared
     with the bundles that the captions belong to."""
-    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     """Prompts that are drawn too."""
     seed: Annotated[Integer, Field(ge=0)] = 0
     """Seed of the first drawing; the next one's is one more."""

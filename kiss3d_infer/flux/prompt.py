@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout
+from kiss3d_infer.errors import InputError
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -24,6 +25,18 @@ _VIEWS = (
 """By azimuth, in steps of 45 degrees."""
 _DOMAINS: dict[tuple[str, ...], str] = {("rgb",): "color image", ("normal",): "normal map"}
 """What a lone row is called; words that the small bases' tokenizers have, too."""
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt without words, which would draw any object.
+
+    Raises:
+        InputError: it is empty, or white space only.
+    """
+    if not prompt.strip():
+        raise InputError(
+            "the prompt is empty", where="prompt", fix="say what to draw, e.g. 'a red wooden chair'"
+        )
 
 
 def bundle_prefix(layout: BundleLayout = PUBLISHED) -> str:

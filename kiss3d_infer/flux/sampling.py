@@ -8,7 +8,7 @@ from torch import Tensor
 from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.bundle.layout import PUBLISHED, BundleLayout, Domains
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.prompt import clip_prompt, t5_length, t5_prompt
+from kiss3d_infer.flux.prompt import check_prompt, clip_prompt, t5_length, t5_prompt
 from kiss3d_infer.progress import ProgressFn
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def generate_bundle(
         The bundle [3, rows*tile, views*tile] on the CPU.
 
     Raises:
-        InputError: the tile, the number of steps, the guidance or the seed is out of range, or the
-            picture holds NaN, as float16 may give.
+        InputError: the prompt is blank, the tile, the number of steps, the guidance or the seed is
+            out of range, or the picture holds NaN, as float16 may give.
     """
+    check_prompt(prompt)
     _check(pipeline, tile, steps, seed)
     if not 1 <= cfg_scale < float("inf"):
         raise InputError(

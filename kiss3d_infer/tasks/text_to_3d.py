@@ -59,7 +59,8 @@ def text_to_3d(
         on_progress: what it raises cancels the work.
 
     Raises:
-        InputError: a value is out of range, or the bundle fails validation or shows nothing.
+        InputError: the prompt is blank, a value is out of range, or the bundle fails validation or
+            shows nothing.
     """
     check_output(out, device)
     bundle = out.with_name(f"{out.stem}.bundle.png")

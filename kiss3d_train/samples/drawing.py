@@ -61,7 +61,7 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
     subjects = subjects_of(config.samples, reader)
     if not subjects:
         raise InputError(
-            "there is nothing to draw: the validation split is empty",
+            "there is nothing to draw: the validation split has no captions",
             where="samples.held_out",
             fix="give samples.prompts",
         )
@@ -91,10 +91,14 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
 
 
 def subjects_of(section: SamplesSection, reader: ShardReader) -> list[Subject]:
-    """The first held-out captions, then the recipe's prompts, always with the same seeds."""
+    """The first held-out captions, then the recipe's prompts, always with the same seeds.
+
+    Blank captions, which data sets of others may have, ask for nothing and are left out.
+    """
     held_out = min(section.held_out, reader.num_samples("val"))
     truths = [decode_sample(reader.read("val", index)) for index in range(held_out)]
-    known = [Subject(str(meta["caption"]), 0, bundle) for bundle, meta in truths]
+    captioned = [(str(meta["caption"]), bundle) for bundle, meta in truths]
+    known = [Subject(caption, 0, bundle) for caption, bundle in captioned if caption.strip()]
     subjects = [*known, *(Subject(prompt, 0) for prompt in section.prompts)]
     return [replace(s, seed=section.seed + number) for number, s in enumerate(subjects)]
 

@@ -7,9 +7,10 @@ import torch
 
 from kiss3d_infer.bundle import PUBLISHED, BundleLayout
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux import sampling
 from kiss3d_infer.flux.base import create_random_base, load_base
 from kiss3d_infer.flux.lora import LoraMetadata, apply_lora, save_lora
-from kiss3d_infer.flux.prompt import t5_prompt
+from kiss3d_infer.flux.prompt import bundle_prefix, t5_prompt
 from kiss3d_infer.flux.sampling import generate_bundle
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
@@ -27,6 +28,13 @@ def pipeline(base):
 
 def generate(pipeline, prompt="a red chair", **settings):
     return generate_bundle(pipeline, prompt, **{"tile": 32, "steps": 2, **settings})
+
+
+def generate_bare(pipeline, monkeypatch, **settings):
+    """What the layout's prefix alone gives; no user can ask for it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "t5_prompt", lambda _, picture: bundle_prefix(picture))
+        return generate(pipeline, **settings)
 
 
 def test_the_bundle_has_the_layout_and_range(pipeline):
@@ -49,13 +57,15 @@ def test_the_prompt_and_the_guidance_matter(pipeline):
     assert not torch.equal(generate(pipeline, guidance=1.0).image, chair.image)
 
 
-def test_classifier_free_guidance_goes_from_the_bare_prefix_to_the_caption(pipeline):
+def test_classifier_free_guidance_goes_from_the_bare_prefix_to_the_caption(pipeline, monkeypatch):
     plain = generate(pipeline, steps=1).image
     assert torch.equal(generate(pipeline, steps=1, cfg_scale=1.0).image, plain)
     assert not torch.equal(generate(pipeline, steps=1, cfg_scale=4.0).image, plain)
     # Without a caption both ends are the same, however far one goes.
-    bare = generate(pipeline, "", steps=1).image
-    torch.testing.assert_close(generate(pipeline, "", steps=1, cfg_scale=4.0).image, bare)
+    bare = generate_bare(pipeline, monkeypatch, steps=1).image
+    assert not torch.equal(bare, plain)
+    guided = generate_bare(pipeline, monkeypatch, steps=1, cfg_scale=4.0).image
+    torch.testing.assert_close(guided, bare)
 
 
 def test_guided_velocities_extrapolate_by_the_scale(pipeline, monkeypatch):
@@ -68,7 +78,7 @@ def test_guided_velocities_extrapolate_by_the_scale(pipeline, monkeypatch):
         return decode(self, latents, *args, **kwargs)
 
     monkeypatch.setattr(type(pipeline.vae), "decode", spy)
-    generate(pipeline, "", steps=1)
+    generate_bare(pipeline, monkeypatch, steps=1)
     for scale in (1.0, 3.0):
         generate(pipeline, steps=1, cfg_scale=scale)
     bare, caption, guided = moved
@@ -120,6 +130,8 @@ def test_progress_ends_at_one_and_an_exception_cancels(pipeline):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"prompt": ""}, "the prompt is empty.*say what to draw"),
+        ({"prompt": " \t\n\u3000"}, "the prompt is empty"),
         ({"tile": 40}, "multiple of 16, e.g. 32"),
         ({"tile": 0}, "multiple of 16, e.g. 16"),
         ({"steps": 0}, "0 steps"),

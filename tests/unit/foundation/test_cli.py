@@ -42,6 +42,8 @@ def test_help_loads_no_heavy_library() -> None:
         (["data", "shard", "r", "--out", "o", "--append"], "no data set in the folder"),
         (["data", "repair", "absent"], "no data set in the folder"),
         # Refused before any model is looked for:
+        (["generate", "", "-o", "b.png"], "the prompt is empty (prompt): say what to draw"),
+        (["text-to-3d", "  ", "-o", "a.glb"], "the prompt is empty (prompt): say what to draw"),
         (["generate", "a chair", "-o", "b.jpg"], ".png or .webp"),
         (["generate", "a chair", "-o", "/proc/b.png"], "cannot write to the folder"),
         (["text-to-3d", "a chair", "-o", "a.fbx"], "cannot write a mesh of type"),

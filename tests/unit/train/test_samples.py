@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tiny_data import bundle_of
+from tiny_data import bundle_of, caption_of, make_rendered
 from tiny_training import tiny_config
 
 from kiss3d_infer.bundle import PUBLISHED, Bundle
@@ -15,7 +15,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.lora import FILE_NAME, LoraMetadata, save_lora
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train.config import SamplesSection, TrainConfig
-from kiss3d_train.data.shards import ShardReader
+from kiss3d_train.data.shards import ShardReader, write_shards
 from kiss3d_train.samples.drawing import (
     Drawing,
     Subject,
@@ -87,6 +87,17 @@ def test_prompts_follow_the_held_out_captions_with_seeds_of_their_own(shards: Pa
     assert [subject.truth is not None for subject in subjects] == [True] * held_out + [False] * 2
     assert [subject.seed for subject in subjects] == [7 + n for n in range(held_out + 2)]
     assert [subject.prompt for subject in subjects[-2:]] == ["a lamp", "a boat"]
+
+
+def test_held_out_samples_without_a_caption_are_left_out(tmp_path: Path) -> None:
+    make_rendered(tmp_path / "rendered", range(4))
+    for number in range(3):
+        description = tmp_path / "rendered" / f"square-{number:02}.json"
+        blank = json.loads(description.read_text()) | {"caption": " "}
+        description.write_text(json.dumps(blank))
+    write_shards(tmp_path / "rendered", tmp_path / "shards", val_share=1)
+    subjects = subjects_of(SamplesSection(held_out=4), ShardReader(tmp_path / "shards"))
+    assert [(subject.prompt, subject.seed) for subject in subjects] == [(caption_of(3), 0)]
 
 
 def adapter_for(base: Path, value: float, folder: Path) -> None:

@@ -45,6 +45,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("objective.guidance=.nan", "'objective.guidance': input should be a finite number"),
         ("adapter.targets=[]", "at least 1 item"),
         ("adapter.targets=['']", "at least 1 character"),
+        ("samples.prompts=[a lamp, ' ']", "'samples.prompts.1': .*at least 1 character"),
         ("data.shards='pipe:cat secret'", "data is not read from 'pipe:' addresses"),
         ("data.latents=https://host/latents", "data is not read from 'https:' addresses"),
     ],
