@@ -1,13 +1,16 @@
 """The server's configuration, read from configs/serve/*.yaml."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from kiss3d_infer import mini
 from kiss3d_infer.config import Config
 from kiss3d_infer.devices import Device, pick_device
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.models import ChosenModel, choose_model
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
 from kiss3d_infer.serve.schema import Guidance, Steps, Tile
 
@@ -56,16 +59,27 @@ class ReplicaConfig(Config):
 class GeneratorConfig(ReplicaConfig):
     """The Flux model and the settings of a request that names none."""
 
-    base: Path
-    """A diffusers folder or a single safetensors file."""
+    base: str
+    """A diffusers folder, a single safetensors file, or mini, the packaged model."""
     lora: Path | None = None
-    """The adapter: a safetensors file or a folder with one."""
+    """The adapter: a safetensors file or a folder with one; the model's own when not given."""
     lora_scale: float = 1.0
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Default: bfloat16 on a GPU, float32 on the CPU."""
-    tile: Tile = 512
-    steps: Steps = 20
-    guidance: Guidance = 3.5
+    tile: Tile | None = None
+    """This, `steps` and `guidance` default to what the model's maker recommends."""
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+
+    def model(self) -> ChosenModel:
+        """The base with its adapter, and how a request that says nothing is drawn.
+
+        Raises:
+            InputError: see `choose_model`.
+        """
+        chosen = choose_model(self.base, self.lora)
+        given = self.model_dump(include={"tile", "steps", "guidance"}, exclude_none=True)
+        return replace(chosen, drawing=chosen.drawing.model_copy(update=given))
 
 
 class ReconstructorConfig(ReplicaConfig):
@@ -94,10 +108,12 @@ class ServeConfig(Config):
         """
         update: dict[str, object] = {"data": self.data.expanduser().resolve()}
         if self.generator:
-            paths = {"base": self.generator.base, "lora": self.generator.lora}
-            found = {
-                key: _existing(path, f"generator.{key}") for key, path in paths.items() if path
-            }
+            base, lora = self.generator.base, self.generator.lora
+            found: dict[str, object] = {}
+            if base != mini.NAME:
+                found["base"] = str(_existing(Path(base), "generator.base"))
+            if lora:
+                found["lora"] = _existing(lora, "generator.lora")
             update["generator"] = self.generator.model_copy(update=found)
         return self.model_copy(update=update)
 

@@ -36,12 +36,12 @@ class Generator:
         if config.generator is None:
             raise ValueError("no generator is configured")
         self._store, assets = open_data(config)
-        chosen = config.generator
-        device = chosen.device
-        pipeline = load_base(chosen.base, dtype=chosen.dtype or device.dtype, device=device.name)
-        work = partial(generate, pipeline=pipeline, assets=assets)
-        if chosen.lora:
-            info = apply_lora(pipeline, chosen.lora, chosen.lora_scale)
+        generator, model = config.generator, config.generator.model()
+        device = generator.device
+        pipeline = load_base(model.base, dtype=generator.dtype or device.dtype, device=device.name)
+        work = partial(generate, pipeline=pipeline, drawing=model.drawing, assets=assets)
+        if model.lora:
+            info = apply_lora(pipeline, model.lora, generator.lora_scale)
             work = partial(work, layout=info.layout, domains=info.domains)
         self._work = work
 

@@ -172,8 +172,9 @@ def _queue_full(config: ServeConfig) -> HTTPException:
 def _with_defaults(request: TextTo3D, config: ServeConfig) -> TextTo3D:
     if config.generator is None:
         raise RefusedError("this server has no generator", where="type", fix="send bundle_to_mesh")
+    drawing = config.generator.model().drawing
     missing = {
-        name: getattr(config.generator, name)
+        name: getattr(drawing, name)
         for name in ("tile", "steps", "guidance")
         if getattr(request, name) is None
     }

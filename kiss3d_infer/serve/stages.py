@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kiss3d_infer.bundle import PUBLISHED, BundleLayout, Domains, save_bundle
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.models import Drawing
 from kiss3d_infer.progress import ProgressFn
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
 from kiss3d_infer.serve.assets import BUNDLE, MESH, AssetStore
@@ -66,22 +67,25 @@ def generate(
     report: ProgressFn,
     *,
     pipeline: "FluxPipeline",
+    drawing: Drawing,
     assets: AssetStore,
     layout: BundleLayout = PUBLISHED,
     domains: Domains = "bundle",
 ) -> StageResult:
-    """Prompt -> bundle image in the task's folder."""
+    """Prompt -> bundle image in the task's folder; `drawing` is how where that says nothing."""
     from kiss3d_infer.flux.sampling import generate_bundle
 
     request = TextTo3D.model_validate(task.request)
+    asked = request.model_dump(include={"tile", "steps", "guidance"}, exclude_none=True)
     report("generate", 0)
     bundle = generate_bundle(
         pipeline,
         request.prompt,
         layout=layout,
         domains=domains,
+        seed=request.seed,
         on_progress=report,
-        **request.model_dump(include={"tile", "steps", "guidance", "seed"}, exclude_none=True),
+        **drawing.model_dump() | asked,
     )
     save_bundle(bundle, assets.path(task.id, BUNDLE))
     return StageResult()

@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> ServeConfig:
         data=tmp_path,
         http=HttpConfig(max_body_mib=1),
         queue=QueueConfig(max_queued=2),
-        generator=GeneratorConfig(base=tmp_path, tile=128),
+        generator=GeneratorConfig(base=str(tmp_path), tile=128),
     )
 
 

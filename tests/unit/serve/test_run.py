@@ -5,6 +5,7 @@ import pytest
 
 from kiss3d_infer.config import load_config
 from kiss3d_infer.errors import InputError
+from kiss3d_infer.flux.models import Drawing, choose_model
 from kiss3d_infer.serve.config import ReconstructorConfig, ServeConfig
 from kiss3d_infer.serve.run import (
     check_port_is_free,
@@ -40,15 +41,39 @@ def test_two_servers_never_share_a_data_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_the_shipped_recipe_is_valid_and_says_what_to_do_outside_a_checkout(
+def laptop(*overrides: str) -> ServeConfig:
+    return load_config(ServeConfig, LAPTOP, overrides).config.resolved()
+
+
+def test_the_shipped_recipe_serves_the_packaged_model_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"mini/base \(generator.base\).*--set generator=null"):
-        load_config(ServeConfig, LAPTOP).config.resolved()
-    config = load_config(ServeConfig, LAPTOP, ["generator=null"]).config.resolved()
-    assert config.task_types() == ["bundle_to_mesh"]
+    config = laptop()
     assert config.data == tmp_path / "serve-data"
+    assert config.generator and config.generator.model() == choose_model("mini")
+    assert laptop("generator=null").task_types() == ["bundle_to_mesh"]
+
+
+def test_what_a_recipe_says_goes_before_what_the_model_says(tmp_path: Path) -> None:
+    says = ["generator.steps=7", f"generator.lora={tmp_path}"]
+    generator = laptop(*says).generator
+    assert generator
+    packaged, model = choose_model("mini"), generator.model()
+    assert model.drawing == packaged.drawing.model_copy(update={"steps": 7})
+    assert (model.base, model.lora) == (packaged.base, tmp_path)
+    other = laptop(f"generator.base={tmp_path}", "generator.tile=256").generator
+    assert other and other.model().drawing == Drawing(tile=256)
+    assert (other.model().base, other.model().lora) == (tmp_path, None)
+
+
+@pytest.mark.parametrize("key", ["base", "lora"])
+def test_a_model_that_is_not_there_is_named_with_its_key(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"absent \(generator.{key}\).*--set generator=null"):
+        laptop(f"generator.{key}=absent")
 
 
 def test_a_machine_too_small_for_the_replicas_is_refused_instead_of_waited_for() -> None:

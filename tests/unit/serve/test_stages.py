@@ -1,13 +1,16 @@
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kiss3d_infer.bundle import Bundle, save_bundle
+from kiss3d_infer.flux import sampling
+from kiss3d_infer.flux.models import Drawing
 from kiss3d_infer.reconstruct.settings import ReconstructSettings
 from kiss3d_infer.serve.assets import BUNDLE, AssetStore, new_task_id
-from kiss3d_infer.serve.stages import make_mesh, run_stage
+from kiss3d_infer.serve.stages import generate, make_mesh, run_stage
 from kiss3d_infer.serve.store import TaskStore
 
 
@@ -35,3 +38,25 @@ def test_noise_is_no_bundle_and_the_client_learns_why_but_no_path(
     after = store.get(task.id)
     assert after and after.stage == "validate"
     assert assets.names(task.id) == [BUNDLE]
+
+
+def test_a_prompt_is_drawn_as_the_model_says_where_the_task_says_nothing(
+    tmp_path: Path, assets: AssetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def draw(pipeline: object, prompt: str, **how: Any) -> Bundle:
+        asked.update(how, prompt=prompt)
+        return Bundle(torch.ones(3, 32, 64))
+
+    monkeypatch.setattr(sampling, "generate_bundle", draw)
+    store = TaskStore(tmp_path / "tasks.sqlite3")
+    request = {"type": "text_to_3d", "prompt": "a red chair", "steps": 7, "seed": 3}
+    store.add(new_task_id(), "text_to_3d", request, max_queued=1)
+    task = store.claim()
+    assert task
+    drawing = Drawing(tile=128, steps=12, guidance=1.0, cfg_scale=2.0)
+    work = partial(generate, pipeline=object(), drawing=drawing, assets=assets)
+    assert run_stage(store, task, work).problem is None
+    wanted = {"prompt": "a red chair", "seed": 3, "tile": 128, "steps": 7}
+    assert asked | wanted | {"guidance": 1.0, "cfg_scale": 2.0} == asked
