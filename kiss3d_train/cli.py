@@ -30,7 +30,7 @@ app.add_typer(train, name="train")
 
 _verbose = False
 
-Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/train/demo.yaml.")]
+Recipe = Annotated[Path, typer.Argument(help="Training recipe, e.g. configs/train/demo-mini.yaml.")]
 Run = Annotated[str, typer.Argument(help="MLflow run id, the beginning of one, or a run.dir.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.lr=1e-4")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from kiss3d_infer import mini
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writable_folder, writing
 from kiss3d_infer.progress import show_stages
@@ -20,15 +21,11 @@ if TYPE_CHECKING:
     from kiss3d_infer.tasks import Asset
     from kiss3d_train.summary import TrainSummary
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
-_RECIPE = _CONFIGS / "train" / "demo.yaml"
-_FINE_TUNING = _CONFIGS / "train" / "demo-mini.yaml"
-_MODEL = _CONFIGS / "models" / "demo"
+_RECIPE = Path(__file__).parents[1] / "configs" / "train" / "demo-mini.yaml"
 _SOURCE = "toybox:48"
 _HELD_OUT = "toybox:3?seed=2"
 """The last object of another series; it was never trained on."""
-_TRAIN_TILE, _EXACT_TILE = 128, 256
-_SAMPLING_STEPS = 16
+_EXACT_TILE = 256
 _SHEET_WIDTH = 1600
 
 
@@ -50,24 +47,25 @@ class _Log:
 def run_demo(out: Path) -> None:
     """Build data, train a LoRA, generate a bundle, reconstruct a mesh, and show what was made.
 
-    Where the package holds kiss3d-mini, its LoRA is trained further, on objects without shading,
-    and draws a held-out prompt; otherwise a new LoRA is trained on a small random Flux.
+    kiss3d-mini's LoRA is trained further, on objects without shading, and draws a held-out prompt.
 
     Leaves bundle.png (the bundle that asset.glb was made from), generated.bundle.png, asset.glb,
     contact_sheet.png, turntable.gif and summary.json in `out`. An interrupted demo resumes.
 
     Raises:
-        InputError: `out` cannot be written, or the recipes of the source tree are missing.
+        InputError: `out` cannot be written, or the recipe of the source tree is missing.
     """
+    from kiss3d_infer.flux.models import choose_model
+
     if not _RECIPE.is_file():
-        raise InputError("the demo's recipes are missing", where=_RECIPE, fix="run from a checkout")
+        raise InputError("the demo's recipe is missing", where=_RECIPE, fix="run from a checkout")
     began = time.monotonic()
     out, log = writable_folder(out), _Log()
-    model = _model(out)
+    model = choose_model(mini.NAME)
     with log.stage("meshes to bundles to shards", out / "shards"):
-        _make_data(out, model)
+        _make_data(out, model.drawing.tile)
     with log.stage("train a LoRA (Ray Train, DeepSpeed)", out / "train"):
-        training = _train(out, model)
+        training = _train(out, model.base)
     with log.stage("draw a bundle (FluxPipeline + LoRA)", out / "generated.bundle.png"):
         prompt, problems = _generate(out, model, Path(training.adapter))
     with log.stage("reconstruct a rendered bundle", out / "asset.glb"):
@@ -76,35 +74,20 @@ def run_demo(out: Path) -> None:
         with log.stage("reconstruct the drawn bundle", out / "generated.glb"):
             _reconstruct(out / "generated.bundle.png", out / "generated.glb")
     with log.stage("pictures", out / "contact_sheet.png"):
-        _make_pictures(out, model, prompt, caption)
+        _make_pictures(out, prompt, caption)
     _write_summary(out, log, training, asset, problems, time.monotonic() - began)
     _show(log, asset)
-    _show_drawing(training, problems, is_trained=model.lora is not None)
+    _show_drawing(training, problems)
     print(f"training: {Path(sys.prefix, 'bin')}/{training.how_to_open}")
     print(f"look at:  {out / 'contact_sheet.png'}, {out / 'turntable.gif'}, {out / 'asset.glb'}")
 
 
-def _model(out: Path) -> "ChosenModel":
-    """The packaged model, or a small Flux of random weights, which is made once."""
-    from kiss3d_infer.flux.base import create_random_base
-    from kiss3d_infer.flux.models import ChosenModel, Drawing, choose_model, has_packaged_model
-    from kiss3d_infer.mini import NAME
-
-    if has_packaged_model():
-        return choose_model(NAME)
-    base = out / "base"
-    if not base.exists():
-        print(f"making a small random Flux: {create_random_base(_MODEL, base, seed=0)}")
-    return ChosenModel(base, None, Drawing(tile=_TRAIN_TILE, steps=_SAMPLING_STEPS))
-
-
-def _make_data(out: Path, model: "ChosenModel") -> None:
+def _make_data(out: Path, tile: int) -> None:
     from kiss3d_train.data.render import render_source
     from kiss3d_train.data.rendering.settings import LightSettings
     from kiss3d_train.data.shards import load_index, write_shards
 
-    light = LightSettings(kind="albedo" if model.lora else "studio")
-    tile = model.drawing.tile
+    light = LightSettings(kind="albedo")
     print(render_source(_SOURCE, out / "rendered", tile=tile, lighting=light))
     if (out / "shards" / "index.json").exists():
         print(load_index(out / "shards"))
@@ -112,17 +95,15 @@ def _make_data(out: Path, model: "ChosenModel") -> None:
         print(write_shards(out / "rendered", out / "shards"))
 
 
-def _train(out: Path, model: "ChosenModel") -> "TrainSummary":
+def _train(out: Path, base: Path) -> "TrainSummary":
     from kiss3d_infer.config import load_config
     from kiss3d_train.config import TrainConfig
     from kiss3d_train.run import run_training
 
-    values = {"run.dir": out / "train", "base.path": model.base, "data.shards": out / "shards"}
+    values = {"run.dir": out / "train", "base.path": base, "data.shards": out / "shards"}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
-    if model.lora:
-        overrides += _continuing(model.lora)
-    recipe = _FINE_TUNING if model.lora else _RECIPE
-    summary = run_training(load_config(TrainConfig, recipe, overrides))
+    overrides += _continuing(mini.FOLDER / "adapter")
+    summary = run_training(load_config(TrainConfig, _RECIPE, overrides))
     print(summary)
     if summary.status != "finished":
         sys.exit("kiss3d: stopped; the same command again goes on")
@@ -143,7 +124,7 @@ def _continuing(lora: Path) -> list[str]:
 
 
 def _generate(out: Path, model: "ChosenModel", adapter: Path) -> tuple[str, tuple[str, ...]]:
-    """Draw the first caption of `_split`; returns it and what is wrong with the drawing."""
+    """Draw the first held-out caption; returns it and what is wrong with the drawing."""
     from kiss3d_infer.bundle import save_bundle, validate
     from kiss3d_infer.flux.base import load_base
     from kiss3d_infer.flux.lora import apply_lora
@@ -151,7 +132,7 @@ def _generate(out: Path, model: "ChosenModel", adapter: Path) -> tuple[str, tupl
     from kiss3d_train.data.shards import ShardReader
 
     reader = ShardReader(out / "shards")
-    prompt = str(reader.describe(_split(model), 0)["caption"])
+    prompt = str(reader.describe("val", 0)["caption"])
     pipeline = load_base(model.base, dtype="float32")
     bundle = generate_bundle(
         pipeline,
@@ -162,11 +143,6 @@ def _generate(out: Path, model: "ChosenModel", adapter: Path) -> tuple[str, tupl
     )
     save_bundle(bundle, out / "generated.bundle.png")
     return prompt, validate(bundle).problems
-
-
-def _split(model: "ChosenModel") -> Literal["train", "val"]:
-    """A trained model draws what it has not seen; a random one is lucky to draw what it has."""
-    return "val" if model.lora else "train"
 
 
 def _reconstruct_exact(out: Path) -> tuple[str, "Asset"]:
@@ -189,7 +165,7 @@ def _reconstruct(bundle: Path, asset: Path) -> "Asset":
     return bundle_to_mesh(bundle, asset, on_progress=show_stages("reconstruct"))
 
 
-def _make_pictures(out: Path, model: "ChosenModel", prompt: str, caption: str) -> None:
+def _make_pictures(out: Path, prompt: str, caption: str) -> None:
     from PIL import Image
 
     from kiss3d_infer.bundle import PUBLISHED
@@ -198,8 +174,6 @@ def _make_pictures(out: Path, model: "ChosenModel", prompt: str, caption: str) -
     from kiss3d_infer.scene.render import render_bundle
     from kiss3d_train.data.shards import inspect
 
-    kind = "a held-out sample" if model.lora else "a training sample"
-    artist = "kiss3d-mini" if model.lora else "the small random Flux"
     mesh = load_mesh(out / "asset.glb")
     turntable(mesh, out / "turntable.gif")
     turntable(mesh, out / "turntable.png")
@@ -211,9 +185,9 @@ def _make_pictures(out: Path, model: "ChosenModel", prompt: str, caption: str) -
                 "its reconstruction, asset.glb, through the same cameras",
                 render_bundle(mesh, PUBLISHED, _EXACT_TILE).image,
             ),
-            (f"{kind}: {prompt}", _first_bundle(out, _split(model))),
+            (f"a held-out sample: {prompt}", _first_held_out(out)),
             (
-                f"the same prompt, drawn by {artist} after minutes of training",
+                "the same prompt, drawn by kiss3d-mini after minutes of training",
                 _bundle(out / "generated.bundle.png"),
             ),
         ],
@@ -237,11 +211,11 @@ def _bundle(path: Path) -> "Tensor":
     return load_bundle(path).image
 
 
-def _first_bundle(out: Path, split: Literal["train", "val"]) -> "Tensor":
+def _first_held_out(out: Path) -> "Tensor":
     from kiss3d_train.data.shards import ShardReader, decode_sample
 
     reader = ShardReader(out / "shards")
-    return decode_sample(reader.read(split, 0))[0].image
+    return decode_sample(reader.read("val", 0))[0].image
 
 
 def _write_summary(
@@ -282,13 +256,12 @@ def _show(log: _Log, asset: "Asset") -> None:
     )
 
 
-def _show_drawing(training: "TrainSummary", problems: tuple[str, ...], *, is_trained: bool) -> None:
+def _show_drawing(training: "TrainSummary", problems: tuple[str, ...]) -> None:
     before, after = training.validation_at_start, training.validation
     if before:
         print(f"held-out loss: {before['val/loss']:.4f} before, {after['val/loss']:.4f} after")
     if problems:
-        reason = "" if is_trained else ", as expected of a random base after minutes of training,"
-        print(f"The drawn bundle is rough{reason} and was not reconstructed: {'; '.join(problems)}")
+        print(f"The drawn bundle is rough and was not reconstructed: {'; '.join(problems)}")
 
 
 def _num_bytes(path: Path) -> int:

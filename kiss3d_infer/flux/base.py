@@ -37,7 +37,7 @@ def create_random_base(config_folder: Path, out: Path, seed: int) -> Path:
     deviation 1 over smooth random images, as a trained VAE's have over photographs.
 
     Args:
-        config_folder: the configuration of every part, e.g. `configs/models/demo`.
+        config_folder: the configuration of every part, e.g. `configs/models/mini`.
         out: the diffusers folder to make; appears only when whole.
         seed: of the weights.
 

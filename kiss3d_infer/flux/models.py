@@ -41,25 +41,15 @@ def choose_model(model: str | Path, lora: Path | None = None) -> ChosenModel:
         lora: the bundle LoRA; mini brings its own.
 
     Raises:
-        InputError: this version has no packaged model, or its mini.json is damaged.
+        InputError: files of the packaged model are missing, or its mini.json is damaged.
     """
     if str(model) != mini.NAME:
         return ChosenModel(Path(model), lora, Drawing())
-    if not has_packaged_model():
-        raise InputError(
-            "this version of kiss3d ships no trained model",
-            where=mini.FOLDER,
-            fix="give --model and --lora, a Flux base and a bundle LoRA trained on it; "
-            "`kiss3d demo` trains a small one",
-        )
-    adapter = mini.FOLDER / "adapter" / FILE_NAME
-    return ChosenModel(mini.FOLDER / "base", lora or adapter, _packaged_drawing())
-
-
-def has_packaged_model() -> bool:
-    """Whether the weights of `mini` are here."""
-    needed = (Path("base", "model_index.json"), Path("adapter", FILE_NAME))
-    return all((mini.FOLDER / file).is_file() for file in needed)
+    base, adapter = mini.FOLDER / "base", mini.FOLDER / "adapter" / FILE_NAME
+    for file in (base / "model_index.json", adapter):
+        if not file.is_file():
+            raise _damaged(file, "this file is missing")
+    return ChosenModel(base, lora or adapter, _packaged_drawing())
 
 
 def _packaged_drawing() -> Drawing:
@@ -68,6 +58,10 @@ def _packaged_drawing() -> Drawing:
         return Drawing.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         reason = explain(error, Drawing) if isinstance(error, ValidationError) else str(error)
-        raise InputError(
-            f"the packaged model is damaged: {reason}", where=file, fix="install kiss3d again"
-        ) from error
+        raise _damaged(file, reason) from error
+
+
+def _damaged(file: Path, reason: str) -> InputError:
+    return InputError(
+        f"the packaged model is damaged: {reason}", where=file, fix="install kiss3d again"
+    )

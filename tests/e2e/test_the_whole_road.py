@@ -33,9 +33,10 @@ def test_meshes_become_an_adapter_and_a_bundle_becomes_an_asset(tmp_path: Path) 
     kiss3d("data", "shard", "rendered", "--out", "shards", cwd=tmp_path)
     assert "6" in kiss3d("data", "verify", "shards", cwd=tmp_path)
 
-    recipe = ROOT / "configs" / "train" / "demo.yaml"
+    recipe = ROOT / "configs" / "train" / "demo-mini.yaml"
     sets = [
         *("--set", "base.path=base"),
+        *("--set", "adapter.init_from=null"),
         *("--set", "data.shards=shards"),
         *("--set", "run.dir=run"),
         *("--set", "run.steps=4"),

@@ -55,7 +55,8 @@ def overrides_of(workspace: Path, run: str) -> list[str]:
         f"base.path={workspace / 'base'}",
         f"data.shards={workspace / 'shards'}",
         "data.global_batch=4",
-        "adapter.rank=4",
+        "adapter={rank: 4}",
+        "optimizer.lr=1e-2",
         "optimizer.warmup_steps=0",
         "scaling.micro_batch=2",
         "checkpoint.every=5",
@@ -65,7 +66,7 @@ def overrides_of(workspace: Path, run: str) -> list[str]:
 
 
 def train(workspace: Path, run: str, *more: str) -> TrainSummary:
-    recipe = ROOT / "configs" / "train" / "demo.yaml"
+    recipe = ROOT / "configs" / "train" / "demo-mini.yaml"
     return run_training(load_config(TrainConfig, recipe, [*overrides_of(workspace, run), *more]))
 
 
@@ -172,7 +173,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
 
     arguments = [f"--set={override}" for override in overrides_of(workspace, "interrupted")]
     command = "from kiss3d_train.cli import main; main()"
-    recipe = str(ROOT / "configs" / "train" / "demo.yaml")
+    recipe = str(ROOT / "configs" / "train" / "demo-mini.yaml")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     with subprocess.Popen(
         [sys.executable, "-c", command, "train", "run", recipe, *arguments],

@@ -21,7 +21,7 @@ sys.path.append(str(ROOT / "tests" / "unit" / "train"))
 from tiny_data import make_base, make_shards  # noqa: E402
 
 STEPS = 40
-RECIPE = ROOT / "configs" / "train" / "demo.yaml"
+RECIPE = ROOT / "configs" / "train" / "demo-mini.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def overrides_of(folder: Path, run: str) -> list[str]:
         f"base.path={folder / 'base'}",
         f"data.shards={folder / 'shards'}",
         "data.global_batch=4",
-        "adapter.rank=4",
+        "adapter={rank: 4}",
         "scaling.workers=2",
         "scaling.min_workers=1",
         "checkpoint.every=4",

@@ -32,9 +32,7 @@ def model_of(recipe: Path) -> Path:
     config = load_config(TrainConfig, recipe).config
     if config.full is not None or config.base.path in (MINI_BASE / "base", PACKAGED):
         return CONFIGS / "models" / "mini"
-    return {"tiny": CONFIGS / "models" / "tiny", "base": CONFIGS / "models" / "demo"}.get(
-        config.base.path.name, FLUX
-    )
+    return CONFIGS / "models" / "tiny" if config.base.path.name == "tiny" else FLUX
 
 
 def trains_adapter(recipe: Path) -> bool:

@@ -12,7 +12,7 @@ from kiss3d_train.loop import learning_rate
 RECIPES = Path(__file__).parents[3] / "configs" / "train"
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "flux-lora.yaml"])
+@pytest.mark.parametrize("name", ["demo-mini.yaml", "flux-lora.yaml"])
 def test_recipes_of_the_project_are_valid(name: str) -> None:
     load_config(TrainConfig, RECIPES / name)
 
@@ -21,7 +21,7 @@ def test_an_indivisible_batch_says_what_must_divide_it() -> None:
     with pytest.raises(InputError, match=r"global_batch \(4\) must be a multiple .*\(1 x 3 = 3\)"):
         load_config(
             TrainConfig,
-            RECIPES / "demo.yaml",
+            RECIPES / "demo-mini.yaml",
             ["scaling.workers=3", "scaling.micro_batch=1", "data.global_batch=4"],
         )
 
@@ -29,7 +29,9 @@ def test_an_indivisible_batch_says_what_must_divide_it() -> None:
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(InputError) as caught:
         load_config(
-            TrainConfig, RECIPES / "demo.yaml", ["optimizer.learning_rat=1", "adapter.rank=big"]
+            TrainConfig,
+            RECIPES / "demo-mini.yaml",
+            ["optimizer.learning_rat=1", "adapter.rank=big"],
         )
     assert "optimizer.learning_rat" in str(caught.value)
     assert "adapter.rank" in str(caught.value)
@@ -54,7 +56,7 @@ def test_values_that_are_no_numbers_or_name_nothing_are_refused(
     override: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        load_config(TrainConfig, RECIPES / "demo.yaml", [override])
+        load_config(TrainConfig, RECIPES / "demo-mini.yaml", [override])
 
 
 def test_every_number_of_a_recipe_refuses_a_truth_value() -> None:
@@ -67,7 +69,7 @@ def test_every_number_of_a_recipe_refuses_a_truth_value() -> None:
 
 
 def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
-    recipe = RECIPES / "demo.yaml"
+    recipe = RECIPES / "demo-mini.yaml"
     overrides = ["optimizer.lr=1e-4", "objective.guidance=1"]  # the first is text to YAML
     config = load_config(TrainConfig, recipe, overrides).config
     assert (config.optimizer.lr, config.objective.guidance) == (1e-4, 1.0)
@@ -76,7 +78,7 @@ def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
-        ("demo.yaml", [], "needs engine.kind=ddp"),
+        ("demo-mini.yaml", [], "needs engine.kind=ddp"),
         ("mini-vae.yaml", [], "for transformers"),
         ("mini-lora.yaml", ["scaling.micro_batch=32"], "one forward pass per worker and step"),
         (

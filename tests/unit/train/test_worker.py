@@ -16,7 +16,7 @@ from kiss3d_train.samples.rounds import waiting_rounds
 from kiss3d_train.summary import adapter_of, averaged_adapter_of
 from kiss3d_train.worker import work
 
-DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo.yaml"
+DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo-mini.yaml"
 job_of = partial(tiny_training.job_of, DEMO)
 
 
@@ -30,7 +30,8 @@ def overrides(shards: Path, base: Path, tmp_path: Path) -> list[str]:
         f"base.path={base}",
         f"data.shards={shards}",
         "data.global_batch=2",
-        "adapter.rank=2",
+        "adapter={rank: 2}",
+        "optimizer.lr=1e-2",
         "optimizer.warmup_steps=0",
         "engine.kind=ddp",
         "scaling.workers=1",
