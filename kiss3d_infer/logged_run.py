@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.tracking import CHANGED, SQLITE, absolute_uri, import_mlflow, new_client
+from kiss3d_infer.mlflow_server import SQLITE, absolute_uri, import_mlflow, new_client
+from kiss3d_infer.tracking import CHANGED
 
 _RUN_ID = re.compile(r"[0-9a-f]{1,32}")
 _NUM_NAMED = 5

@@ -8,7 +8,6 @@ Points that are not delivered by the end are lost, unless a `PointLog` keeps the
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -19,16 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from kiss3d_infer.errors import InputError
-from kiss3d_infer.files import writable_folder
+from kiss3d_infer.mlflow_server import (
+    absolute_uri,
+    explained,
+    import_mlflow,
+    is_refusal,
+    new_client,
+    open_run,
+)
 from kiss3d_infer.point_log import PointLog
-
-DEFAULT_URI = "sqlite:///mlruns.db"
-"""A database in the working directory."""
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-SQLITE = "sqlite:///"
 CHANGED = "changed."
 """Before the key of a parameter that was logged with another value later: a tag."""
 _MAX_POINTS_PER_REQUEST = 1000  # MLflow's own limits
@@ -117,9 +118,9 @@ class Tracker:
 
         try:
             client = new_client(uri)
-            run = _open_run(client, uri, experiment, run_name, run_id, dict(tags or {}))
+            run = open_run(client, uri, experiment, run_name, run_id, dict(tags or {}))
         except (MlflowException, SQLAlchemyError, ImportError) as error:
-            raise _explained(error, uri, run_id) from error
+            raise explained(error, uri, run_id) from error
         return cls(uri, run.info.run_id, client, run)
 
     @classmethod
@@ -293,7 +294,7 @@ class Tracker:
                     record(client)
                 return True
             except Exception as error:
-                if _is_refusal(error):
+                if is_refusal(error):
                     _log.warning("MLflow refused a record: %s", error)
                     return False
                 if attempt == 1:
@@ -332,90 +333,6 @@ class Tracker:
         """The points without those that an earlier process has logged."""
         before = self._last_step_before
         return [point for point in points if point.step > before.get(point.key, -1)]
-
-
-def import_mlflow() -> None:
-    """Import MLflow with its habits changed."""
-    # Its defaults hold every call to a dead server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # noqa: F401
-
-    for noisy in ("alembic", "mlflow.store"):  # the migrations of a new database
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def new_client(uri: str) -> Any:
-    """An `mlflow.MlflowClient`; `import_mlflow` comes first."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def absolute_uri(uri: str) -> str:
-    """Make a relative SQLite address independent of the working directory.
-
-    Raises:
-        InputError: a folder was given, or the database cannot be written.
-    """
-    if uri.startswith("file:") or "://" not in uri:
-        raise InputError(
-            "MLflow no longer keeps runs in folders",
-            where=uri,
-            fix=f"use {DEFAULT_URI} or a server",
-        )
-    if not uri.startswith(SQLITE):
-        return uri
-    database = Path(uri.removeprefix(SQLITE)).absolute()
-    writable_folder(database.parent)
-    return f"{SQLITE}{database}"
-
-
-def _open_run(
-    client: Any, uri: str, experiment: str, run_name: str, run_id: str | None, tags: dict[str, str]
-) -> Any:
-    if run_id is not None:
-        client.update_run(run_id, status="RUNNING")
-        for key, value in tags.items():
-            client.set_tag(run_id, key, value)
-        return client.get_run(run_id)
-    known = client.get_experiment_by_name(experiment)
-    experiment_id = known.experiment_id if known else _new_experiment(client, uri, experiment)
-    return client.create_run(experiment_id, tags=tags, run_name=run_name)
-
-
-def _explained(error: Exception, uri: str, run_id: str | None) -> InputError:
-    if run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-        return InputError(f"MLflow has no run {run_id}", where=uri, fix="check tracking.uri")
-    if uri.startswith("http") and not _is_refusal(error):
-        what, fix = "no MLflow server answers", "start it"
-    else:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what, fix = f"MLflow cannot be used: {reason}", "correct this"
-    return InputError(what, where=uri, fix=f"{fix}, or set tracking.uri={DEFAULT_URI}")
-
-
-def _new_experiment(client: Any, uri: str, name: str) -> str:
-    """Make an experiment; with SQLite, its artifacts lie beside the database."""
-    location = None
-    if uri.startswith(SQLITE):
-        database = Path(uri.removeprefix(SQLITE))
-        location = (database.with_name(f"{database.stem}-artifacts") / name).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether sending the same again can never succeed."""
-    if isinstance(error, FileNotFoundError | IsADirectoryError | TypeError):
-        return True
-    if hasattr(error, "get_http_status_code"):  # MlflowException
-        status = error.get_http_status_code()
-    else:  # requests.HTTPError, from an upload
-        status = getattr(getattr(error, "response", None), "status_code", 500)
-    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _size(record: _Metrics | _Job) -> int:

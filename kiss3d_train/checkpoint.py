@@ -24,8 +24,9 @@ from torch import Tensor
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_train.average import AVERAGE_KIND
-from kiss3d_train.config import Subject, TrainConfig
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.engine import KINDS, State
+from kiss3d_train.whole.config import Subject
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1

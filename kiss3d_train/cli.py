@@ -9,7 +9,7 @@ import typer
 
 from kiss3d_infer import cli as infer
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.tracking import DEFAULT_URI
+from kiss3d_infer.mlflow_server import DEFAULT_URI
 
 app = typer.Typer(
     help="Draw 3D bundle images with Flux and reconstruct them into textured meshes.",

@@ -3,7 +3,7 @@
 import logging
 import re
 
-from kiss3d_infer.tracking import import_mlflow, new_client
+from kiss3d_infer.mlflow_server import import_mlflow, new_client
 from kiss3d_train.checkpoint import Best
 
 BEST_ALIAS = "best"

@@ -17,7 +17,8 @@ from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked, writing
 from kiss3d_infer.flux.base import base_identity
-from kiss3d_infer.tracking import Tracker, absolute_uri
+from kiss3d_infer.mlflow_server import absolute_uri
+from kiss3d_infer.tracking import Tracker
 from kiss3d_train.checkpoint import Identity
 from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards

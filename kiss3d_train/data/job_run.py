@@ -18,7 +18,8 @@ from types import FrameType
 
 from kiss3d_infer import __version__
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.tracking import RunStatus, Tracker, absolute_uri, import_mlflow
+from kiss3d_infer.mlflow_server import absolute_uri, import_mlflow
+from kiss3d_infer.tracking import RunStatus, Tracker
 from kiss3d_train.data.storage import Place, exists, folder_at
 
 EXPERIMENT = "kiss3d-data"

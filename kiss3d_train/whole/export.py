@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing_folder
 from kiss3d_infer.flux.base import quiet_libraries
-from kiss3d_train.config import Part
+from kiss3d_train.whole.config import Part
 
 
 def require_folder(base: Path) -> None:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kiss3d_train.config import Part
 from kiss3d_train.objective import Batch, squared_errors
+from kiss3d_train.whole.config import Part
 from kiss3d_train.whole.views import ViewBatch
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import torch
 
 from kiss3d_infer.flux.base import read_config
-from kiss3d_train.config import Part, Subject, TrainConfig
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.storage import exists
 from kiss3d_train.memory import GIB
+from kiss3d_train.whole.config import Part, Subject
 
 _MOMENTS = 2
 """Of AdamW, float32 as the weights and their gradients."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kiss3d_infer.flux.base import load_base
-from kiss3d_train.config import FullSection, TrainConfig
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import EpochOrder
 from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader
@@ -17,6 +17,7 @@ from kiss3d_train.loop import Batches
 from kiss3d_train.validation import shares
 from kiss3d_train.whole.autoencoder import PictureBatch, WholeVae, psnr, vae_losses
 from kiss3d_train.whole.calibrate import calibrate
+from kiss3d_train.whole.config import FullSection
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.pictures import read_pictures, resident
 from kiss3d_train.whole.tiles import TileStream, joined

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kiss3d_infer.flux.base import PARTS, load_base
 from kiss3d_infer.flux.prompt import clip_prompt, view_clip_prompt
-from kiss3d_train.config import FullSection, TrainConfig
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import seeded
 from kiss3d_train.data.resident import ShowFn
 from kiss3d_train.data.shards import ShardReader, Split
@@ -19,6 +19,7 @@ from kiss3d_train.loop import Batches
 from kiss3d_train.objective import weighted
 from kiss3d_train.recorded import record_passes
 from kiss3d_train.validation import shares
+from kiss3d_train.whole.config import FullSection
 from kiss3d_train.whole.export import load_weights, write_base
 from kiss3d_train.whole.flux import WholeFlux, view_losses
 from kiss3d_train.whole.pictures import read_pictures

@@ -14,10 +14,11 @@ from torch import Tensor
 from kiss3d_infer.bundle.layout import BundleLayout
 from kiss3d_infer.flux.prompt import t5_length, t5_prompt, view_t5_prompt
 from kiss3d_train.batch import TensorBatch
-from kiss3d_train.config import Subject, TrainConfig
+from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import InMemoryStream, SharedDraws
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
+from kiss3d_train.whole.config import Subject
 from kiss3d_train.whole.pictures import Pictures
 from kiss3d_train.whole.tiles import joined
 

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.tracking import Tracker, absolute_uri
+from kiss3d_infer.mlflow_server import absolute_uri
+from kiss3d_infer.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_training import free_port
 
-from kiss3d_infer.tracking import Tracker, absolute_uri
+from kiss3d_infer.mlflow_server import absolute_uri
+from kiss3d_infer.tracking import Tracker
 from kiss3d_train.checkpoint import Best
 from kiss3d_train.registry import best_folder, register_best
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kiss3d_train.data.sources.toybox.polygons import ear_clipped, signed_area
+
 Array = NDArray[np.float64]
 
 CREASE_COSINE = math.cos(math.radians(40))
@@ -116,10 +118,10 @@ def box(width: float, height: float, depth: float, taper: float | tuple[float, f
 def slab(outline: ArrayLike, depth: float) -> Solid:
     """A simple polygon [K, 2] (x, y), counter-clockwise, extruded along z and centred on z = 0."""
     points = np.asarray(outline, dtype=np.float64)
-    if _signed_area(points) < 0:
+    if signed_area(points) < 0:
         points = points[::-1]
     half = depth / 2
-    triangles = _ear_clipped(points)
+    triangles = ear_clipped(points)
     front = _cap(points, triangles, half, 1.0)
     back = _cap(points, triangles[:, ::-1], -half, -1.0)
     around = np.concatenate([points, points[:1]])
@@ -374,37 +376,3 @@ def _cap(points: Array, triangles: NDArray[np.int64], z: float, facing: float) -
     vertices = np.column_stack([points, np.full(len(points), z)])
     normals = np.tile((0.0, 0.0, facing), (len(points), 1))
     return Solid(vertices, normals, points.copy(), triangles)
-
-
-def _signed_area(points: Array) -> float:
-    x, y = points.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
-def _ear_clipped(points: Array) -> NDArray[np.int64]:
-    """Triangulate a simple counter-clockwise polygon by clipping ears."""
-    left = list(range(len(points)))
-    triangles = []
-    while len(left) > 3:
-        for i in range(len(left)):
-            trio = left[i - 1], left[i], left[(i + 1) % len(left)]
-            corners = points[list(trio)]
-            if _signed_area(corners) <= 1e-12:
-                continue
-            others = points[[p for p in left if p not in trio]]
-            if not _any_inside(others, corners):
-                triangles.append(trio)
-                del left[i]
-                break
-        else:
-            raise ValueError("the outline crosses itself")
-    triangles.append((left[0], left[1], left[2]))
-    return np.array(triangles)
-
-
-def _any_inside(points: Array, triangle: Array) -> bool:
-    inside = np.ones(len(points), dtype=bool)
-    for a, b in zip(triangle, np.roll(triangle, -1, axis=0), strict=True):
-        edge, offset = b - a, points - a
-        inside &= edge[0] * offset[:, 1] - edge[1] * offset[:, 0] >= 0
-    return bool(inside.any())
