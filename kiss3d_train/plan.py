@@ -104,7 +104,7 @@ class Plan:
                 "adapter": 4 * self.num_adapter * (share if stage == 3 else 1),
                 "gradients": 4 * self.num_adapter * (share if stage >= 2 else 1),
                 "optimizer": self.num_adapter * (8 * (share if stage else 1) + 4 * masters),
-                **({"average": 4 * self.num_adapter} if self._has_average else {}),
+                **({"average": 4 * self.num_adapter} if self.has_average else {}),
             },
             tensor=tokens * self.width * value_bytes,
             num_double=self.num_double,
@@ -229,10 +229,11 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint."""
-        return (16 if self._has_average else 12) * self.num_adapter
+        return (16 if self.has_average else 12) * self.num_adapter
 
     @property
-    def _has_average(self) -> bool:
+    def has_average(self) -> bool:
+        """Whether a moving average of the adapter is kept."""
         return self.config.optimizer.ema_decay is not None
 
     @property

@@ -6,12 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.flux.base import read_config
 from kiss3d_train.data.encode import describe_encoder
 from kiss3d_train.data.latents import ENCODER_FILE, not_encoded, read_encoder
-from kiss3d_train.data.shards import SPLITS
+from kiss3d_train.disk import Need, disk_needs
 from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB
-from kiss3d_train.plan import LATENT_BYTES, Plan
+from kiss3d_train.plan import Plan
 
 _QUADRATIC_DEEPSPEED = ("0.18.5", "0.18.6")
 """They recount all parameters in every gradient hook (DeepSpeed #7780, mended by #7886)."""
@@ -147,26 +146,27 @@ def _latents(plan: Plan) -> Iterator[str]:
 
 
 def _disk(plan: Plan) -> Iterator[str]:
-    config = plan.config
-    kept = (config.checkpoint.keep + 1) * plan.checkpoint_bytes + 4 * plan.num_adapter
-    yield from _too_full(config.run.dir, kept, f"{config.checkpoint.keep} checkpoints and one more")
-    root = config.latents_root
-    if plan.index is None or not isinstance(root, Path) or root.is_dir():
-        return
-    width = int(read_config(config.base.path, "text_encoder_2/config.json")["d_model"])
-    value = 2 if config.base.dtype == "bfloat16" else 4
-    each = plan.image_tokens * LATENT_BYTES + plan.text_tokens * width * value
-    total = each * sum(plan.num_samples(split) for split in SPLITS)
-    yield from _too_full(root, total, "latents and text embeddings")
+    disks: dict[int, list[Need]] = {}
+    for need in disk_needs(plan):
+        disks.setdefault(_disk_of(need.folder), []).append(need)
+    for needs in disks.values():
+        folder, total = _existing(needs[0].folder), sum(need.num_bytes for need in needs)
+        free = shutil.disk_usage(folder).free
+        if total > free:
+            parts = ", ".join(f"{need.what} {need.num_bytes / GIB:.1f}" for need in needs)
+            yield (
+                f"the run may write {total / GIB:.1f} GiB ({parts}), "
+                f"and {free / GIB:.1f} are free in {folder}"
+            )
 
 
-def _too_full(folder: Path, needed: int, what: str) -> Iterator[str]:
-    existing = next(
-        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-    )
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        yield (f"{what} take {needed / GIB:.1f} GiB, and {free / GIB:.1f} are free in {existing}")
+def _disk_of(folder: Path) -> int:
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there already."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _card(plan: Plan) -> float:

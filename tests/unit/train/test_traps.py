@@ -91,12 +91,29 @@ def test_a_deepspeed_that_is_quadratic_in_tensors_is_named(
     assert warnings_of(shards, "engine.kind=ddp") == []
 
 
+def on_one_disk(shards: Path, *overrides: str) -> list[str]:
+    places = [f"run.dir={shards.parent}/run", f"tracking.uri=sqlite:///{shards.parent}/runs.db"]
+    return warnings_of(shards, *places, *overrides)
+
+
 def test_a_disk_that_will_be_full_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free_bytes(monkeypatch, 1 << 29)
-    checkpoints, latents = warnings_of(shards)
-    assert "3 checkpoints and one more take" in checkpoints
-    # 200 samples of 2 MiB of latents and 4 MiB of text.
-    assert "latents and text embeddings take 1.2 GiB, and 0.5 are free" in latents
+    (sentence,) = on_one_disk(shards)
+    # 261 M weights: 3 checkpoints, the best and one more, of three float32 each; the adapter and
+    # the best one, twice; and 200 samples of 2 MiB of latents and 4 MiB of text.
+    assert "checkpoints 14.6, adapters 1.9, MLflow's copies 1.9, latents and text" in sentence
+    assert "embeddings 1.2), and 0.5 are free in" in sentence
+    (sentence,) = on_one_disk(shards, "optimizer.ema_decay=0.99", "validation.samples=0")
+    assert "checkpoints 15.6, adapters 1.9" in sentence
+    (sentence,) = on_one_disk(shards, "samples.prompts=[a lamp]", "samples.every=5000")
+    assert "samples 3.9" in sentence  # four adapters, and drawings of 6 MiB
+
+
+def test_all_that_one_disk_takes_is_added_up(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes(monkeypatch, 15 << 30)
+    assert len(on_one_disk(shards)) == 1  # nothing alone is as large
+    monkeypatch.setattr(module, "_disk_of", lambda folder: hash(folder))
+    assert on_one_disk(shards) == []
 
 
 def test_latents_of_another_precision_are_named(shards: Path) -> None:

@@ -1,17 +1,21 @@
 """What a worker does with a recipe, alone in a process group of its own and without Ray."""
 
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 import tiny_training
 import torch
 from safetensors.torch import load_file
+from tiny_data import TILE
 from tiny_training import Records
 
 from kiss3d_infer.errors import InputError
-from kiss3d_train import checkpoint
+from kiss3d_train import checkpoint, worker
 from kiss3d_train.average import AVERAGE_KIND
+from kiss3d_train.disk import disk_needs
+from kiss3d_train.plan import make_plan
 from kiss3d_train.samples.rounds import waiting_rounds
 from kiss3d_train.summary import adapter_of, averaged_adapter_of
 from kiss3d_train.worker import work
@@ -114,3 +118,33 @@ def test_a_run_that_starts_from_a_lora_first_says_how_good_that_is(
     assert outcome.validation != outcome.validation_at_start
     resumed = work(job_of(further, latents, "run.steps=2"), None)
     assert resumed.validation_at_start == {}
+
+
+def weight_bytes(folder: Path) -> int:
+    files = folder.rglob("*.safetensors")
+    return sum(tensor.nbytes for file in files for tensor in load_file(file).values())
+
+
+def test_the_plan_knows_all_the_weights_that_a_run_writes(
+    overrides: list[str], latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = count()
+    monkeypatch.setattr(worker, "held_out_loss", lambda *_: {"val/loss": float(next(rising))})
+    asks = ["run.steps=3", "checkpoint.every=1", "checkpoint.keep=1", "validation.every=1"]
+    asks += ["optimizer.ema_decay=0.5", "samples.every=2", "samples.prompts=[a lamp, a boat]"]
+    job = job_of(overrides, latents, *asks)
+    plan, run_dir = make_plan(job.config), job.config.run.dir
+    work(job, None)
+    needs = {need.what: need for need in disk_needs(plan)}
+    assert needs["MLflow's copies"].num_bytes == needs["adapters"].num_bytes
+    checkpoints = needs["checkpoints"].folder
+    assert len(list(checkpoints.iterdir())) == 2  # the newest, and the best, which was the first
+    being_written = plan.checkpoint_bytes
+    assert needs["checkpoints"].num_bytes == weight_bytes(checkpoints) + being_written
+    adapters = list(run_dir.glob("adapter*"))
+    assert len(adapters) == 3
+    assert needs["adapters"].num_bytes == sum(weight_bytes(folder) for folder in adapters)
+    drawings = 2 * 2 * 3 * (4 * TILE) * (2 * TILE)  # of two prompts in two rounds
+    assert needs["samples"].num_bytes == weight_bytes(run_dir / "samples") + drawings
+    counted = sum(needs[name].num_bytes for name in ("checkpoints", "adapters", "samples"))
+    assert weight_bytes(run_dir) == counted - being_written - drawings
