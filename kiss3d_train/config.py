@@ -252,7 +252,8 @@ class SamplesSection(Config):
     guidance: Annotated[Number, Field(ge=0)] = 3.5
     """Embedded guidance of a drawing."""
     reconstruct: bool = False
-    """Also make a mesh of every drawing that is a valid bundle, and compare their silhouettes."""
+    """Also make a mesh of every drawing that is a valid bundle, and compare it with the drawing
+    and, for a held-out caption, with the mesh of its bundle."""
     cpus: Annotated[Number, Field(gt=0)] = 1
     """CPU cores that a round reserves, beside those of the workers."""
     gpus: Annotated[Number, Field(ge=0, le=1)] = 0

@@ -1,9 +1,11 @@
 """One round: draw every prompt with an adapter, judge the bundles, and put them on one sheet."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,18 +13,23 @@ from torch import Tensor
 from kiss3d_infer.bundle import Bundle, save_bundle, silhouettes, validate
 from kiss3d_infer.bundle.normals import decode
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.evaluate import bundle_psnr, view_agreement
+from kiss3d_infer.evaluate import CompareOptions, bundle_psnr, compare, view_agreement
 from kiss3d_infer.files import writing
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import apply_lora
 from kiss3d_infer.flux.sampling import generate_bundle
+from kiss3d_infer.scene.export import save_mesh
 from kiss3d_infer.scene.likeness import likeness
+from kiss3d_infer.scene.load import load_mesh
+from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.pictures import contact_sheet
 from kiss3d_train.config import SamplesSection, TrainConfig
 from kiss3d_train.data.shards import ShardReader, decode_sample
 from kiss3d_train.samples.rounds import Round
 
 _SHEET_WIDTH = 2048
+_POINTS_ALONE = CompareOptions(volume_resolution=None, view_size=None)
+_MESH_METRICS = ("chamfer_mean", "f_score/0.1", "normal_consistency")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Drawing:
 
     Attributes:
         measurements: those of `view_agreement`; with the truth those of `compared`; with a mesh
-            `reconstruction_iou`.
+            `reconstruction_iou`, and with both those of `compared_meshes`.
         problems: sentences; none if the bundle is valid.
     """
 
@@ -84,7 +91,10 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
         drawings.append(judged(subject, bundle))
     del pipeline  # its memory may be needed for the reconstruction
     if config.samples.reconstruct:
-        drawings = [with_reconstruction(drawing, device) for drawing in drawings]
+        drawings = [
+            with_reconstruction(drawing, what.held_out_mesh(number), device)
+            for number, drawing in enumerate(drawings)
+        ]
     metrics = metrics_of(drawings) | {"samples/seconds": time.perf_counter() - began}
     _write(what, drawings, metrics)
     return metrics
@@ -128,8 +138,14 @@ def compared(drawn: Bundle, truth: Bundle) -> dict[str, float]:
     }
 
 
-def with_reconstruction(drawing: Drawing, device: str) -> Drawing:
-    """The drawing with how well its mesh fits it; as it is where it is not fit for one."""
+def with_reconstruction(drawing: Drawing, held_out: Path, device: str) -> Drawing:
+    """The drawing with how good its mesh is; as it is where it is not fit for one.
+
+    Args:
+        drawing: a judged one.
+        held_out: where the mesh of its truth lies, or is left for the rounds that follow.
+        device: "cpu" or "cuda".
+    """
     from kiss3d_infer.reconstruct import reconstruct
 
     if drawing.problems:
@@ -138,8 +154,40 @@ def with_reconstruction(drawing: Drawing, device: str) -> Drawing:
         made = reconstruct(drawing.bundle, device=device)
     except InputError as error:
         return replace(drawing, problems=(f"it cannot be reconstructed: {error.what}",))
-    iou = made.measurements["silhouette_iou"]
-    return replace(drawing, measurements=drawing.measurements | {"reconstruction_iou": iou})
+    measured = {"reconstruction_iou": made.measurements["silhouette_iou"]}
+    truth = drawing.subject.truth
+    if truth is not None and (mesh := _mesh_of_truth(truth, held_out, device)):
+        measured |= compared_meshes(made.mesh, mesh)
+    return replace(drawing, measurements=drawing.measurements | measured)
+
+
+def compared_meshes(drawn: Mesh, truth: Mesh) -> dict[str, float]:
+    """How near a drawing's mesh is to that of the held-out bundle, reconstructed the same way.
+
+    Returns:
+        By `PAPER_PROTOCOL`, as `vs_held_out_bundle_mesh/<name>`: `chamfer_mean`, in halves of the
+        longest side; `f_score/0.1` and `normal_consistency`, 1 at best.
+    """
+    found = compare(drawn, truth, _POINTS_ALONE)
+    return {f"vs_held_out_bundle_mesh/{name}": found[name] for name in _MESH_METRICS}
+
+
+def _mesh_of_truth(truth: Bundle, path: Path, device: str) -> Mesh | None:
+    """The mesh of a held-out bundle, made once in a run; None if it cannot be made.
+
+    The samples of a run's validation split never change, so a file is that of the same bundle.
+    """
+    from kiss3d_infer.reconstruct import reconstruct
+
+    if path.is_file():
+        return load_mesh(path)
+    try:
+        mesh = reconstruct(truth, device=device).mesh
+    except InputError as error:
+        print(f"no mesh of held-out bundle {path.stem}: {error.what}", file=sys.stderr)
+        return None
+    save_mesh(mesh, path)
+    return mesh
 
 
 def metrics_of(drawings: Sequence[Drawing]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 samples/step-00000500/adapter/pytorch_lora_weights.safetensors    until it was drawn
 samples/step-00000500/0.bundle.png ...
 samples/step-00000500.json, samples/step-00000500.png
+samples/held_out/0.glb ...                                        kept for all rounds of the run
 """
 
 import shutil
@@ -41,6 +42,10 @@ class Round:
     def record(self) -> Path:
         """What was measured and what is wrong with each drawing."""
         return self.folder.with_suffix(".json")
+
+    def held_out_mesh(self, number: int) -> Path:
+        """The mesh of the held-out bundle that drawing `number` is compared with."""
+        return _folder_of(self.run_dir) / "held_out" / f"{number}.glb"
 
     def end(self) -> None:
         """Delete the adapter, which is large: the round no longer waits."""

@@ -1,25 +1,33 @@
 """Drawings beside a run: what is drawn and measured, and in which order rounds come about."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from tiny_data import bundle_of, caption_of, make_rendered
+import trimesh
+from tiny_data import TILE, bundle_of, caption_of, make_rendered, make_shards
 from tiny_training import tiny_config
 
 from kiss3d_infer.bundle import PUBLISHED, Bundle
 from kiss3d_infer.bundle.normals import encode
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.lora import FILE_NAME, LoraMetadata, save_lora
+from kiss3d_infer.reconstruct import Reconstruction, ReconstructSettings, reconstruct
+from kiss3d_infer.scene.mesh import Mesh
+from kiss3d_infer.scene.render import render_bundle
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train.config import SamplesSection, TrainConfig
 from kiss3d_train.data.shards import ShardReader, write_shards
+from kiss3d_train.samples import drawing as drawing_module
 from kiss3d_train.samples.drawing import (
     Drawing,
     Subject,
     compared,
+    compared_meshes,
     draw_round,
     judged,
     metrics_of,
@@ -66,17 +74,85 @@ def test_figures_are_means_over_the_drawings_that_have_them() -> None:
     }
 
 
-def test_only_valid_drawings_are_reconstructed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_valid_drawings_are_reconstructed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     valid = judged(Subject("a", 0), facing((0.0, 0.0, 1.0)))
     assert valid.problems == () and valid.measurements["rows_iou"] == 1.0
     noise = judged(Subject("b", 1), Bundle(torch.rand(3, 64, 128), PUBLISHED))
-    assert noise.problems and with_reconstruction(noise, "cpu") is noise
+    assert noise.problems and with_reconstruction(noise, tmp_path / "1.glb", "cpu") is noise
 
     def fail(*_: object, **__: object) -> None:
         raise InputError("the bundle is empty")
 
     monkeypatch.setattr("kiss3d_infer.reconstruct.reconstruct", fail)
-    assert "the bundle is empty" in with_reconstruction(valid, "cpu").problems[0]
+    failed = with_reconstruction(valid, tmp_path / "0.glb", "cpu")
+    assert "the bundle is empty" in failed.problems[0]
+
+
+def shape(mesh: trimesh.Trimesh) -> Mesh:
+    return Mesh(torch.tensor(mesh.vertices).float(), torch.tensor(mesh.faces).int())
+
+
+BALL, BOX = shape(trimesh.creation.icosphere(4)), shape(trimesh.creation.box((2, 2, 2)))
+
+
+def test_meshes_are_compared_by_the_papers_protocol() -> None:
+    same, other = compared_meshes(BALL, BALL), compared_meshes(BOX, BALL)
+    chamfer, f_score = (f"vs_held_out_bundle_mesh/{n}" for n in ("chamfer_mean", "f_score/0.1"))
+    assert same.keys() == {chamfer, f_score, "vs_held_out_bundle_mesh/normal_consistency"}
+    # Points of two samplings are 0.5 sqrt(4 pi / 16384) apart: see docs/metrics.md.
+    assert (same[chamfer], same[f_score]) == (pytest.approx(0.0139, abs=5e-4), 1.0)
+    assert other[chamfer] > 0.1 and other[f_score] < 0.5
+
+
+class Workshop:
+    """In place of `reconstruct`: a ball of one bundle, a box of all others.
+
+    Attributes:
+        made: the bundles it was asked for.
+        fails_at: the bundle that it can make nothing of.
+    """
+
+    def __init__(self, ball: Bundle, fails_at: Bundle | None = None) -> None:
+        self.made: list[Bundle] = []
+        self._ball, self._fails_at = ball, fails_at
+
+    def __call__(self, bundle: Bundle, *, device: str) -> SimpleNamespace:
+        self.made.append(bundle)
+        if bundle is self._fails_at:
+            raise InputError("the bundle is empty")
+        mesh = BALL if bundle is self._ball else BOX
+        return SimpleNamespace(mesh=mesh, measurements={"silhouette_iou": 0.9})
+
+
+def test_the_mesh_of_a_held_out_bundle_is_made_once_and_compared_with_each_drawings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn, truth = facing((0.0, 0.0, 1.0)), facing((0.6, 0.0, 0.8))
+    drawing = judged(Subject("a", 0, truth), drawn)
+    monkeypatch.setattr("kiss3d_infer.reconstruct.reconstruct", shop := Workshop(truth))
+    kept = Round(tmp_path, 100).held_out_mesh(0)
+    first = with_reconstruction(drawing, kept, "cpu").measurements
+    assert [bundle is truth for bundle in shop.made] == [False, True]
+    expected = drawing.measurements | {"reconstruction_iou": 0.9} | compared_meshes(BOX, BALL)
+    assert first == expected
+    assert Round(tmp_path, 200).held_out_mesh(0) == kept and kept.is_file()
+    assert with_reconstruction(drawing, kept, "cpu").measurements == first
+    assert [bundle is truth for bundle in shop.made] == [False, True, False]
+
+
+def test_a_held_out_bundle_without_a_mesh_is_no_fault_of_the_drawing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn, truth = facing((0.0, 0.0, 1.0)), facing((0.6, 0.0, 0.8))
+    monkeypatch.setattr("kiss3d_infer.reconstruct.reconstruct", Workshop(drawn, fails_at=truth))
+    drawing = judged(Subject("a", 0, truth), drawn)
+    made = with_reconstruction(drawing, tmp_path / "3.glb", "cpu")
+    assert made.problems == ()
+    assert made.measurements == drawing.measurements | {"reconstruction_iou": 0.9}
+    assert "no mesh of held-out bundle 3: the bundle is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_follow_the_held_out_captions_with_seeds_of_their_own(shards: Path) -> None:
@@ -131,6 +207,38 @@ def test_a_round_draws_the_same_noise_with_other_weights(
     record = json.loads(Round(tmp_path, 3).record.read_text())
     assert record["step"] == 3 and record["drawings"][0]["prompt"].startswith("a chair")
     assert Round(tmp_path, 3).sheet.is_file()
+
+
+def test_rounds_reconstruct_what_they_drew_and_the_held_out_bundle_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def squashed(height: float) -> Bundle:
+        vertices = BALL.vertices * torch.tensor([0.8, height, 0.8])
+        return render_bundle(replace(BALL, vertices=vertices), tile=TILE)
+
+    made: list[Reconstruction] = []
+
+    def quickly(bundle: Bundle, *, device: str) -> Reconstruction:
+        settings = ReconstructSettings(coarse_steps=4, fine_steps=4, num_faces=500, texture_size=64)
+        made.append(reconstruct(bundle, settings, device=device))
+        return made[-1]
+
+    truth = squashed(0.8)
+    monkeypatch.setattr("tiny_data.bundle_of", lambda *_: truth)
+    monkeypatch.setattr("kiss3d_infer.reconstruct.reconstruct", quickly)
+    changes: dict[str, Any] = {"run.dir": str(tmp_path / "run"), "base.path": str(base)}
+    changes |= {"data.shards": str(make_shards(tmp_path)), "samples.held_out": 1}
+    config = tiny_config(changes | {"samples.reconstruct": True})
+    found = []
+    for step, drawn in ((1, truth), (2, squashed(0.4))):
+        monkeypatch.setattr(drawing_module, "generate_bundle", lambda *_, it=drawn, **__: it)
+        adapter_for(base, 0.1, Round(tmp_path / "run", step).adapter)
+        metrics = draw_round(config, Round(tmp_path / "run", step))
+        found.append(metrics["samples/vs_held_out_bundle_mesh/chamfer_mean"])
+    assert len(made) == 3  # two drawings, and the truth at the first of them
+    assert found[0] < 0.05 and found[1] > 0.15  # the second one is half as tall
+    names = [path.name for path in (tmp_path / "run" / "samples" / "held_out").iterdir()]
+    assert names == ["0.glb"]
 
 
 class FakeTracker:
