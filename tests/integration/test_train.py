@@ -166,22 +166,26 @@ def test_another_runs_folder_is_not_overwritten(straight: TrainSummary, workspac
         train(workspace, "straight", "adapter.rank=8")
 
 
+def started(workspace: Path, run: str, *more: str) -> subprocess.Popen[str]:
+    """The same run as a command of its own, which starts its own Ray."""
+    arguments = [f"--set={override}" for override in [*overrides_of(workspace, run), *more]]
+    command = "from kiss3d_train.cli import main; main()"
+    recipe = str(ROOT / "configs" / "train" / "demo-mini.yaml")
+    return subprocess.Popen(
+        [sys.executable, "-c", command, "train", "run", recipe, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+    )
+
+
 def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
     straight: TrainSummary, workspace: Path
 ) -> None:
     from mlflow import MlflowClient
 
-    arguments = [f"--set={override}" for override in overrides_of(workspace, "interrupted")]
-    command = "from kiss3d_train.cli import main; main()"
-    recipe = str(ROOT / "configs" / "train" / "demo-mini.yaml")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    with subprocess.Popen(
-        [sys.executable, "-c", command, "train", "run", recipe, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    ) as process:
+    with started(workspace, "interrupted") as process:
         assert process.stdout is not None
         output = ""
         for line in process.stdout:
@@ -208,15 +212,20 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def workers_below(process: psutil.Process) -> list[psutil.Process]:
+    """The training workers that a driver has started through its own Ray."""
+    return [
+        child
+        for child in process.children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+
+
 def kill_a_worker_after(checkpoint: Path) -> None:
     """Kill a training worker the hard way as soon as the checkpoint is there."""
     while not checkpoint.exists():
         time.sleep(0.01)
-    worker, *_ = (
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    )
+    worker, *_ = workers_below(psutil.Process())
     worker.kill()
 
 
@@ -237,6 +246,58 @@ def test_a_killed_worker_costs_no_step(straight: TrainSummary, workspace: Path) 
     logged = [point.step for point in client.get_metric_history(summary.run_id, "train/loss")]
     assert sorted(logged) == list(range(1, steps + 1))  # none is missing, none is there twice
     assert client.get_run(summary.run_id).info.status == "FINISHED"
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process that need not be a child of this one is gone, or waits to be collected."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_driver_of_an_elastic_run_takes_its_workers_along_and_costs_no_step(
+    straight: TrainSummary, workspace: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    steps, run_dir = 60, workspace / "driverless"
+    elastic = [f"run.steps={steps}", "checkpoint.keep=99", "engine.kind=ddp"]
+    elastic += ["scaling.workers=2", "scaling.min_workers=1"]
+    with started(workspace, "driverless", *elastic) as driver:
+        assert driver.stdout is not None
+        output = ""
+        for line in driver.stdout:
+            output += line
+            if "step 8/" in line:
+                workers = workers_below(psutil.Process(driver.pid))
+                driver.kill()
+    assert driver.returncode == -signal.SIGKILL, output
+    assert len(workers) == 2
+    ended_by = time.monotonic() + 30
+    while not all(map(has_ended, workers)):
+        assert time.monotonic() < ended_by, "the workers of the dead driver go on"
+        time.sleep(0.1)
+
+    run_id = json.loads((run_dir / "run.json").read_text())["tracking_run"]
+    kept = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    before = {step: values["train/loss"] for step, _, values in kept if "train/loss" in values}
+    assert 8 <= max(before) < steps
+    # The workers may have gone on for a moment; the steps after this checkpoint are done again.
+    for newer in (run_dir / "checkpoints").glob("step-*"):
+        if newer.name > "step-00000005":
+            shutil.rmtree(newer)
+    resumed = train(workspace, "driverless", *elastic)
+    assert (resumed.status, resumed.run_id) == ("finished", run_id)
+    after = dict(enumerate(resumed.losses, 6))
+    assert list(after) == list(range(6, steps + 1))
+    again = before.keys() & after.keys()
+    assert {6, 7, 8} <= again and all(after[step] == before[step] for step in again)
+    client = MlflowClient(f"sqlite:///{workspace / 'mlruns.db'}")
+    assert client.get_run(run_id).info.status == "FINISHED"
+    logged = client.get_metric_history(run_id, "train/loss")
+    assert sorted(point.step for point in logged) == list(range(1, steps + 1))
+    assert {point.step: point.value for point in logged} == before | after
 
 
 def test_the_data_set_is_encoded_once(straight: TrainSummary, workspace: Path) -> None:
