@@ -32,6 +32,11 @@ def redirect_output(run_dir: Path, name: str) -> None:
             os.dup2(file.fileno(), stream)
 
 
+def size_of_worker_logs(run_dir: Path) -> int:
+    """Bytes in the logs of a run's training workers; more than before as soon as one begins."""
+    return sum(log.stat().st_size for log in logs_of(run_dir).glob("worker-*.log"))
+
+
 def quiet_driver() -> None:
     """Drop what DeepSpeed, which peft imports, says in this process, where nothing trains.
 

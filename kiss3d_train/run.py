@@ -27,7 +27,7 @@ from kiss3d_train.data.latents import read_encoder
 from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
 from kiss3d_train.data.storage import Place, absolute, name_of
-from kiss3d_train.logs import keep_ray_logs, quiet_driver
+from kiss3d_train.logs import keep_ray_logs, quiet_driver, size_of_worker_logs
 from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
@@ -48,6 +48,8 @@ from kiss3d_train.traps import traps
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
 _POLL_SECONDS = 0.5
+_LONG_START_SECONDS = 60.0
+"""After so long without a worker, the user is told why that may be."""
 
 
 def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
@@ -218,11 +220,20 @@ def _fit(job: Job, easel: Easel) -> Outcome:
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     log, began = job.config.run.dir / LOG_FILE, time.time()
     position = log.stat().st_size if log.exists() else 0
+    is_starting, said_before = True, size_of_worker_logs(job.config.run.dir)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
         easel.poll()
         position = _show_new_lines(log, position)
+        is_starting = is_starting and size_of_worker_logs(job.config.run.dir) == said_before
+        if is_starting and time.time() > began + _LONG_START_SECONDS:
+            is_starting = False
+            print(
+                "no worker has begun yet: the cluster may be full, or keep for some minutes the "
+                "places of a driver that was killed",
+                file=sys.stderr,
+            )
     keep_ray_logs(job.config.run.dir, began)
     if errors:
         _raise_plainly(errors[0])

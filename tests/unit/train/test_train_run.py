@@ -1,8 +1,11 @@
 import dataclasses
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tiny_training import tiny_config
@@ -10,9 +13,13 @@ from tiny_training import tiny_config
 from kiss3d_infer.config import Resolved
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked
+from kiss3d_infer.tracking import Tracker
+from kiss3d_train import run
 from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.run import check_resources, run_training, with_absolute_paths
+from kiss3d_train.samples.painter import Easel
 from kiss3d_train.summary import TrainSummary, adapter_of, finished_at, values_of
+from kiss3d_train.worker import Job
 
 
 @pytest.mark.parametrize(
@@ -130,3 +137,37 @@ def test_workers_get_paths_that_do_not_depend_on_where_they_run(
     assert config.adapter.init_from == tmp_path / "runs" / "a" / "adapter"
     assert config.run.dir == tmp_path / "unused"
     assert with_absolute_paths(tiny_config()).adapter.init_from is None
+
+
+def begin_late(run_dir: Path) -> None:
+    time.sleep(0.3)
+
+
+def begin_at_once(run_dir: Path) -> None:
+    (run_dir / "logs" / "worker-0.log").write_text("worker-0 on a machine")
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("begin", "times"), [(begin_late, 1), (begin_at_once, 0)])
+def test_a_wait_for_room_is_explained_once(
+    begin: Callable[[Path], None],
+    times: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-1.log").write_text("of a driver that was killed")
+
+    def fit() -> SimpleNamespace:
+        begin(tmp_path)
+        return SimpleNamespace(return_value="outcome")
+
+    monkeypatch.setattr(run, "create_trainer", lambda *_: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(run, "keep_ray_logs", lambda *_: None)
+    monkeypatch.setattr(run, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(run, "_LONG_START_SECONDS", 0.1)
+    job = SimpleNamespace(config=config_of(tmp_path))
+    easel = Easel(job.config, cast(Tracker, None))
+    assert run._fit(cast(Job, job), easel) == "outcome"
+    assert capsys.readouterr().err.count("no worker has begun yet") == times
