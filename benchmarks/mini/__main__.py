@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parsed(arguments)
     chosen = choose_model(given.model, given.adapter)
     drawing = load_config(Drawing, given.drawing, given.set).config
-    setup = _setup(chosen.base, chosen.lora, drawing, given.names)
-    results, folder = Results(given.out, setup), given.out.with_suffix("")
     makers = makers_of(given.names) if given.names else range(NUM_CLASSES)
     things = list(held_out(given.prompts, makers=makers))
+    setup = _setup(chosen.base, chosen.lora, drawing, given.names)
+    results, folder = Results(given.out, setup), given.out.with_suffix("")
     model = Model.load(chosen.base, chosen.lora, drawing, given.device)
     if given.drawings_only:
         _measure_prompts(things, model, results, folder, drawn_and_judged)

@@ -76,6 +76,28 @@ def test_prompts_are_measured_compared_and_shown_and_more_prompts_go_on(
         command.main([*given, "--prompts", "2", "--set", "steps=2"])
 
 
+def test_drawings_alone_are_judged_of_some_classes_and_without_an_adapter(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(classifier, "NUM_CLASSES", 4)
+    monkeypatch.setattr(command, "_PER_CLASS", 1)
+    monkeypatch.setattr(command, "_CHECKED_PER_CLASS", 1)
+    out = tmp_path / "results.json"
+    given = ["--model", str(tiny / "base"), "--set", "tile=32", "--set", "steps=1"]
+    given += ["--out", str(out), "--prompts", "3", "--names", "robot", "car"]
+    command.main([*given, "--drawings-only"])
+    report = json.loads(out.read_bytes())
+    assert [row["index"] for row in report["rows"]] == [1, 2, 59]
+    assert report["mean"].keys() == {"drawn"}
+    assert report["setup"]["adapter"] is None
+    assert report["setup"]["prompts"].endswith("(robot, car)")
+    assert (tmp_path / "results" / "sheet.png").is_file()
+    with pytest.raises(SystemExit, match="--adapter"):
+        command.main([*given, "--out", str(tmp_path / "whole.json")])
+    with pytest.raises(InputError, match="the toybox has no spaceship"):
+        command.main([*given, "--names", "spaceship"])
+
+
 def test_the_card_is_filled_between_its_marks_again_and_again():
     text = f"before\n{card.BEGIN}\nold\n{card.END}\nafter\n"
     once = card.filled(text, "new")
