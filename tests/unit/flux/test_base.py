@@ -228,7 +228,7 @@ def test_flux1_dev_has_the_published_shapes():
     assert shapes["proj_out.weight"] == (64, 3072)
 
 
-@pytest.mark.parametrize("name", ["tiny", "demo", "flux1-dev"])
+@pytest.mark.parametrize("name", ["tiny", "mini", "flux1-dev"])
 def test_every_configuration_agrees_with_itself(name):
     def read(part, file="config.json"):
         return json.loads((CONFIGS / name / part / file).read_text())

@@ -179,7 +179,7 @@ def test_what_cannot_be_packed_is_refused_and_nothing_is_left(tiny_base, packed_
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_a_random_base_of_the_demo_packs_to_a_quarter(tmp_path):
-    configuration = Path(__file__).parents[3] / "configs" / "models" / "demo"
-    base = create_random_base(configuration, tmp_path / "demo", seed=0)
+def test_a_random_base_of_mini_packs_to_a_quarter(tmp_path):
+    configuration = Path(__file__).parents[3] / "configs" / "models" / "mini"
+    base = create_random_base(configuration, tmp_path / "mini", seed=0)
     assert num_bytes(pack_base(base, tmp_path / "packed")) < 0.28 * num_bytes(base)
