@@ -24,6 +24,7 @@ from kiss3d_infer.bundle.layout import MAX_VIEWS
 from kiss3d_infer.bundle.masks import require_shown
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import writing
+from kiss3d_infer.flux.models import Drawing
 from kiss3d_infer.serve.assets import BUNDLE, MEDIA_TYPES, MESH, AssetStore, new_task_id
 from kiss3d_infer.serve.config import ServeConfig
 from kiss3d_infer.serve.dispatch import Dispatcher
@@ -96,11 +97,13 @@ def create_app(
 def _add_task_routes(
     app: FastAPI, config: ServeConfig, store: TaskStore, assets: AssetStore, dispatcher: Dispatcher
 ) -> None:
+    drawing = config.generator.model().drawing if config.generator else None
+
     @app.post("/v1/tasks", status_code=202)
     def submit(request: TaskRequest, http: Request, response: Response) -> TaskView:
         if dispatcher.is_stopping:
             raise HTTPException(503, "the server is stopping", headers=_RETRY_AFTER)
-        task = _submit(request, config, store, assets)
+        task = _submit(request, drawing, config.queue.max_queued, store, assets)
         view = _view(task, assets, http)
         response.headers["Location"] = view.links["self"]
         return view
@@ -144,35 +147,37 @@ def _add_asset_route(app: FastAPI, assets: AssetStore) -> None:
 
 
 def _submit(
-    request: TextTo3D | BundleToMesh, config: ServeConfig, store: TaskStore, assets: AssetStore
+    request: TextTo3D | BundleToMesh,
+    drawing: Drawing | None,
+    max_queued: int,
+    store: TaskStore,
+    assets: AssetStore,
 ) -> Task:
     task_id = new_task_id()
-    if store.counts()["queued"] >= config.queue.max_queued:
-        raise _queue_full(config)
+    if store.counts()["queued"] >= max_queued:
+        raise _queue_full(max_queued)
     try:
         if isinstance(request, TextTo3D):
-            request = _with_defaults(request, config)
+            request = _with_defaults(request, drawing)
         else:
             _place_bundle(request, task_id, assets)
         content = request.model_dump(mode="json")
-        return store.add(task_id, request.type, content, max_queued=config.queue.max_queued)
+        return store.add(task_id, request.type, content, max_queued=max_queued)
     except QueueFullError:
         assets.remove(task_id)
-        raise _queue_full(config) from None
+        raise _queue_full(max_queued) from None
     except Exception:
         assets.remove(task_id)
         raise
 
 
-def _queue_full(config: ServeConfig) -> HTTPException:
-    waiting = config.queue.max_queued
-    return HTTPException(429, f"{waiting} tasks are waiting already", headers=_RETRY_AFTER)
+def _queue_full(max_queued: int) -> HTTPException:
+    return HTTPException(429, f"{max_queued} tasks are waiting already", headers=_RETRY_AFTER)
 
 
-def _with_defaults(request: TextTo3D, config: ServeConfig) -> TextTo3D:
-    if config.generator is None:
+def _with_defaults(request: TextTo3D, drawing: Drawing | None) -> TextTo3D:
+    if drawing is None:
         raise RefusedError("this server has no generator", where="type", fix="send bundle_to_mesh")
-    drawing = config.generator.model().drawing
     missing = {
         name: getattr(drawing, name)
         for name in ("tile", "steps", "guidance")
