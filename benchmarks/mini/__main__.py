@@ -23,7 +23,7 @@ from benchmarks.mini.held_out import (
     makers_of,
 )
 from benchmarks.mini.results import Results
-from benchmarks.mini.samples import Judges, Model, Row, drawn_and_judged, drawn_file, measured
+from benchmarks.mini.samples import Judges, Model, Row, drawn_file, measured, measured_drawing
 from kiss3d_infer import mini
 from kiss3d_infer.bundle import load_bundle
 from kiss3d_infer.config import load_config
@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawing = load_config(Drawing, given.drawing, given.set).config
     makers = makers_of(given.names) if given.names else range(NUM_CLASSES)
     things = list(held_out(given.prompts, makers=makers))
-    setup = _setup(chosen.base, chosen.lora, drawing, given.names)
+    if chosen.lora is None and not given.drawings_only:
+        raise SystemExit("give --adapter, the bundle LoRA of this model, or --drawings-only")
+    setup = _setup(chosen.base, chosen.lora, drawing, given)
     results, folder = Results(given.out, setup), given.out.with_suffix("")
     model = Model.load(chosen.base, chosen.lora, drawing, given.device)
-    if given.drawings_only:
-        _measure_prompts(things, model, results, folder, drawn_and_judged)
-        _draw_sheet(things[:_SHOWN], drawing.tile, folder)
+    measure = measured_drawing if given.drawings_only else measured
+    _measure_prompts(things, model, results, folder, measure)
+    _draw_sheet(things[:_SHOWN], drawing.tile, folder)
+    if chosen.lora is None or given.drawings_only:
         return
-    if chosen.lora is None:
-        raise SystemExit("give --adapter, the bundle LoRA of this model, or --drawings-only")
     results.note("bytes", {"base": _num_bytes(chosen.base), "adapter": _num_bytes(chosen.lora)})
-    _measure_prompts(things, model, results, folder, measured)
     compared = things[:_COMPARED]
     if given.reference and len(results.noted("packed") or ()) < len(compared):
         reference = Model.load(given.reference, chosen.lora, drawing)
@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not results.noted("cost"):
         prompts = [thing.caption for thing in things[:_TIMED]]
         results.note("cost", commands_cost(chosen.base, chosen.lora, drawing, prompts))
-    _draw_sheet(things[:_SHOWN], drawing.tile, folder)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,12 +97,14 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _setup(base: Path, lora: Path | None, drawing: Drawing, names: list[str]) -> Row:
+def _setup(base: Path, lora: Path | None, drawing: Drawing, given: argparse.Namespace) -> Row:
+    names = f" ({', '.join(given.names)})" if given.names else ""
     return {
         "base": base_identity(base),
         "adapter": lora_identity(lora) if lora else None,
         "drawing": drawing.model_dump(),
-        "prompts": f"toybox:N?seed={PROMPTS_SEED}" + (f" ({', '.join(names)})" if names else ""),
+        "prompts": f"toybox:N?seed={PROMPTS_SEED}{names}",
+        "drawings_only": given.drawings_only,
         "judges": f"toybox:{_PER_CLASS} of each class?seed={CLASSIFIER_SEED}",
     }
 

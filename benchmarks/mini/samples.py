@@ -17,7 +17,6 @@ from kiss3d_infer.bundle import (
     Bundle,
     BundleLayout,
     Domains,
-    load_bundle,
     save_bundle,
     validate,
 )
@@ -112,8 +111,7 @@ class Judges:
 def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
     """Everything about one prompt; the drawn bundle is kept in the folder."""
     truth = thing.bundle(model.drawing.tile)
-    row = drawn_and_judged(thing, model, judges, folder)
-    drawn = load_bundle(drawn_file(folder, thing.index))
+    drawn, row = _drawn(thing, model, judges, folder)
     return {
         **row,
         "exact": judges.judged(truth, thing),
@@ -123,13 +121,17 @@ def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
     }
 
 
-def drawn_and_judged(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
+def measured_drawing(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
     """The drawing of one prompt alone, which is kept in the folder."""
+    return _drawn(thing, model, judges, folder)[1]
+
+
+def _drawn(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> tuple[Bundle, Row]:
     began = time.perf_counter()
     drawn = model.draw(thing)
     seconds = time.perf_counter() - began
     save_bundle(drawn, drawn_file(folder, thing.index))
-    return {
+    return drawn, {
         "index": thing.index,
         "caption": thing.caption,
         "color": thing.color,

@@ -74,6 +74,8 @@ def test_prompts_are_measured_compared_and_shown_and_more_prompts_go_on(
     assert "| passes `validate` |  | 0.000 (2) | 1.000 (2) |" in written
     with pytest.raises(InputError, match=r"another setup \(drawing differ\)"):
         command.main([*given, "--prompts", "2", "--set", "steps=2"])
+    with pytest.raises(InputError, match=r"another setup \(drawings_only differ\)"):
+        command.main([*given, "--prompts", "2", "--drawings-only"])
 
 
 def test_drawings_alone_are_judged_of_some_classes_and_without_an_adapter(
