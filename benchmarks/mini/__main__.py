@@ -10,20 +10,15 @@ a contact sheet, exact renders above drawings, lie beside the results in a folde
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.mini import classifier
+from benchmarks.mini import judges
 from benchmarks.mini.cost import commands_cost
-from benchmarks.mini.held_out import (
-    CLASSIFIER_SEED,
-    NUM_CLASSES,
-    PROMPTS_SEED,
-    HeldOut,
-    held_out,
-    makers_of,
-)
+from benchmarks.mini.held_out import NUM_CLASSES, PROMPTS_SEED, HeldOut, held_out, makers_of
+from benchmarks.mini.judges import Judges, Row
 from benchmarks.mini.results import Results
-from benchmarks.mini.samples import Judges, Model, Row, drawn_file, measured, measured_drawing
+from benchmarks.mini.samples import Model, drawn_file, measured, measured_drawing
 from kiss3d_infer import mini
 from kiss3d_infer.bundle import load_bundle
 from kiss3d_infer.config import load_config
@@ -35,8 +30,6 @@ from kiss3d_infer.flux.models import Drawing, choose_model
 from kiss3d_infer.progress import track
 from kiss3d_infer.scene.pictures import contact_sheet
 
-_PER_CLASS, _CHECKED_PER_CLASS = 16, 5
-"""Exact bundles of each class that the judges learn from, and that they are checked on."""
 _COMPARED, _TIMED, _SHOWN = 20, 3, 24
 """Prompts drawn by the reference too; those that commands are timed on; those on the sheet."""
 
@@ -54,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, folder = Results(given.out, setup), given.out.with_suffix("")
     model = Model.load(chosen.base, chosen.lora, drawing, given.device)
     measure = measured_drawing if given.drawings_only else measured
-    _measure_prompts(things, model, results, folder, measure)
+    left = things[len(results.rows) :]
+    _measure_prompts(left, results, given.judges, partial(measure, model=model, folder=folder))
     _draw_sheet(things[:_SHOWN], drawing.tile, folder)
     if chosen.lora is None or given.drawings_only:
         return
@@ -92,6 +86,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="to draw on")
     parser.add_argument(
+        "--judges", type=Path, help="keep what tells the classes in this file, and take it from it"
+    )
+    parser.add_argument(
         "--reference", type=Path, help="the base that --model was packed from, to compare with"
     )
     return parser.parse_args(arguments)
@@ -105,28 +102,22 @@ def _setup(base: Path, lora: Path | None, drawing: Drawing, given: argparse.Name
         "drawing": drawing.model_dump(),
         "prompts": f"toybox:N?seed={PROMPTS_SEED}{names}",
         "drawings_only": given.drawings_only,
-        "judges": f"toybox:{_PER_CLASS} of each class?seed={CLASSIFIER_SEED}",
+        "judges": judges.learnt_from(),
     }
 
 
 def _measure_prompts(
-    things: list[HeldOut],
-    model: Model,
+    left: list[HeldOut],
     results: Results,
-    folder: Path,
-    measure: Callable[[HeldOut, Model, Judges, Path], Row],
+    kept: Path | None,
+    measure: Callable[[HeldOut, Judges], Row],
 ) -> None:
-    left = things[len(results.rows) :]
     if not left:
         return
-    judges = Judges.trained(*classifier.training_set(_PER_CLASS))
-    if not results.noted("judges"):
-        views, classes = classifier.check_set(_CHECKED_PER_CLASS)
-        softened = judges.accuracy(classifier.softened(views), classes)
-        accuracy = {"exact": judges.accuracy(views, classes), "softened": softened}
-        results.note("judges", accuracy)
+    judging, accuracy = judges.learnt(kept)
+    results.note("judges", accuracy)
     for thing in track(left, "measuring prompts"):
-        results.add(measure(thing, model, judges, folder))
+        results.add(measure(thing, judging))
 
 
 def _num_bytes(path: Path) -> int:

@@ -3,14 +3,10 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from benchmarks.mini import classifier
-from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import HeldOut
-from benchmarks.mini.nearest import descriptors, nearest_class
+from benchmarks.mini.judges import Judges, Row
 from benchmarks.mini.vae import through
 from kiss3d_infer.bundle import (
     PUBLISHED,
@@ -21,7 +17,7 @@ from kiss3d_infer.bundle import (
     validate,
 )
 from kiss3d_infer.errors import InputError
-from kiss3d_infer.evaluate import bundle_psnr, view_agreement
+from kiss3d_infer.evaluate import bundle_psnr
 from kiss3d_infer.flux.base import load_base
 from kiss3d_infer.flux.lora import apply_lora
 from kiss3d_infer.flux.models import Drawing
@@ -31,11 +27,8 @@ from kiss3d_infer.reconstruct import ReconstructSettings, reconstruct
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-Row = dict[str, Any]
-
 _BUDGET = ReconstructSettings(coarse_steps=80, fine_steps=0, num_faces=5000, texture_size=256)
 _GOOD_IOU = 0.9
-_TOP = 3
 
 
 @dataclass(frozen=True)
@@ -72,46 +65,10 @@ class Model:
         return through(self.pipeline.vae, bundle)
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What knows the classes of exact bundles."""
-
-    network: classifier.Classifier
-    known: Tensor  # [M, D] descriptors
-    classes: Tensor  # [M] of the known
-
-    @classmethod
-    def trained(cls, views: Tensor, classes: Tensor, **options: int) -> "Judges":
-        """On views [N, V, 6, T, T] and classes [N]; for the options see `classifier.train`."""
-        network = classifier.train(views, classes, **options)
-        return cls(network, descriptors(views), classes)
-
-    def accuracy(self, views: Tensor, classes: Tensor) -> dict[str, float]:
-        """Shares of exact bundles whose class each judge tells."""
-        first = classifier.ranking(self.network, views)[:, 0]
-        nearest = nearest_class(views, self.known, self.classes)
-        found = {"class_network": first == classes, "class_nearest": nearest == classes}
-        return {name: float(hits.float().mean()) for name, hits in found.items()}
-
-    def judged(self, bundle: Bundle, thing: HeldOut) -> Row:
-        """Is it what the caption says, and do its views agree?"""
-        views = classifier.views_of(bundle)[None]
-        ranks = classifier.ranking(self.network, views)[0].tolist()
-        nearest = int(nearest_class(views, self.known, self.classes))
-        row: Row = {
-            "class_network": ranks[0] == thing.maker,
-            f"class_network_top{_TOP}": thing.maker in ranks[:_TOP],
-            "class_nearest": nearest == thing.maker,
-        }
-        if thing.color:
-            row |= color_match(bundle, thing.color)
-        return row | view_agreement(bundle) | {"valid": validate(bundle).ok}
-
-
-def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
+def measured(thing: HeldOut, judges: Judges, model: Model, folder: Path) -> Row:
     """Everything about one prompt; the drawn bundle is kept in the folder."""
     truth = thing.bundle(model.drawing.tile)
-    drawn, row = _drawn(thing, model, judges, folder)
+    drawn, row = _drawn(thing, judges, model, folder)
     return {
         **row,
         "exact": judges.judged(truth, thing),
@@ -121,12 +78,12 @@ def measured(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
     }
 
 
-def measured_drawing(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> Row:
+def measured_drawing(thing: HeldOut, judges: Judges, model: Model, folder: Path) -> Row:
     """The drawing of one prompt alone, which is kept in the folder."""
-    return _drawn(thing, model, judges, folder)[1]
+    return _drawn(thing, judges, model, folder)[1]
 
 
-def _drawn(thing: HeldOut, model: Model, judges: Judges, folder: Path) -> tuple[Bundle, Row]:
+def _drawn(thing: HeldOut, judges: Judges, model: Model, folder: Path) -> tuple[Bundle, Row]:
     began = time.perf_counter()
     drawn = model.draw(thing)
     seconds = time.perf_counter() - began

@@ -8,9 +8,10 @@ import torch
 from benchmarks.mini import classifier, samples
 from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import NUM_CLASSES, HeldOut, held_out
+from benchmarks.mini.judges import Judges
 from benchmarks.mini.nearest import descriptors, nearest_class
 from benchmarks.mini.results import Results, means
-from benchmarks.mini.samples import Judges, measured, reconstructed
+from benchmarks.mini.samples import measured, reconstructed
 from kiss3d_infer.bundle import PUBLISHED, Bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.models import Drawing
@@ -104,7 +105,7 @@ def test_a_perfect_model_scores_as_exact_renders_do_and_a_wrong_one_does_not(
 ):
     monkeypatch.setattr(samples, "_BUDGET", QUICK)
     thing = HeldOut(1, 9001)
-    right = measured(thing, ExactModel(), judges, tmp_path)
+    right = measured(thing, judges, ExactModel(), tmp_path)
     drawn = {name: value for name, value in right["drawn"].items() if name != "seconds"}
     assert drawn == right["exact"]
     assert drawn["class_network"] and drawn["class_nearest"] and drawn["valid"]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.mini import __main__ as command
-from benchmarks.mini import card, classifier, grid
+from benchmarks.mini import card, classifier, grid, judges
 from benchmarks.mini.cost import kiss3d_cost
 from kiss3d_infer.bundle import PUBLISHED, save_bundle
 from kiss3d_infer.errors import InputError
@@ -48,8 +48,8 @@ def test_prompts_are_measured_compared_and_shown_and_more_prompts_go_on(
     tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(classifier, "NUM_CLASSES", 4)
-    monkeypatch.setattr(command, "_PER_CLASS", 1)
-    monkeypatch.setattr(command, "_CHECKED_PER_CLASS", 1)
+    monkeypatch.setattr(judges, "_PER_CLASS", 1)
+    monkeypatch.setattr(judges, "_CHECKED_PER_CLASS", 1)
     monkeypatch.setattr(command, "commands_cost", lambda *arguments: [COST])
     out = tmp_path / "results.json"
     given = ["--model", str(tiny / "packed"), "--adapter", str(tiny / "adapter")]
@@ -82,12 +82,13 @@ def test_drawings_alone_are_judged_of_some_classes_and_without_an_adapter(
     tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(classifier, "NUM_CLASSES", 4)
-    monkeypatch.setattr(command, "_PER_CLASS", 1)
-    monkeypatch.setattr(command, "_CHECKED_PER_CLASS", 1)
+    monkeypatch.setattr(judges, "_PER_CLASS", 1)
+    monkeypatch.setattr(judges, "_CHECKED_PER_CLASS", 1)
     out = tmp_path / "results.json"
     given = ["--model", str(tiny / "base"), "--set", "tile=32", "--set", "steps=1"]
     given += ["--out", str(out), "--prompts", "3", "--names", "robot", "car"]
-    command.main([*given, "--drawings-only"])
+    kept = tmp_path / "judges.safetensors"
+    command.main([*given, "--drawings-only", "--judges", str(kept)])
     report = json.loads(out.read_bytes())
     assert [row["index"] for row in report["rows"]] == [1, 2, 59]
     assert report["mean"].keys() == {"drawn"}
@@ -98,6 +99,24 @@ def test_drawings_alone_are_judged_of_some_classes_and_without_an_adapter(
         command.main([*given, "--out", str(tmp_path / "whole.json")])
     with pytest.raises(InputError, match="the toybox has no spaceship"):
         command.main([*given, "--names", "spaceship"])
+    again, accuracy = judges.learnt(kept)
+    assert accuracy == report["judges"]
+    views, classes = classifier.check_set(1)
+    assert again.accuracy(views, classes) == accuracy["exact"]
+
+
+def test_judges_of_other_bundles_and_what_is_none_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_CLASSES", 4)
+    monkeypatch.setattr(judges, "_PER_CLASS", 1)
+    monkeypatch.setattr(judges, "_CHECKED_PER_CLASS", 1)
+    kept = tmp_path / "judges.safetensors"
+    judges.learnt(kept)
+    monkeypatch.setattr(judges, "_PER_CLASS", 2)
+    with pytest.raises(InputError, match="learnt from other bundles"):
+        judges.learnt(kept)
+    kept.write_bytes(b"none")
+    with pytest.raises(InputError, match="no judges"):
+        judges.learnt(kept)
 
 
 def test_the_card_is_filled_between_its_marks_again_and_again():
