@@ -8,7 +8,6 @@ Random weights are made on the device. Writes results/train-<gpu>-<date>.json af
 
 import json
 import os
-import time
 import traceback
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from benchmarks.machine import describe, short_name, write_report
 from benchmarks.train import rates
 from benchmarks.train.model import FULL, TINY, Size
-from benchmarks.train.options import parser_of, starts
+from benchmarks.train.options import parser_of, started
 from benchmarks.train.rows import Row, floor_seconds, measured, rows
 
 
@@ -41,12 +40,10 @@ def main() -> None:
     }
     print(json.dumps(report["rates"]), flush=True)
     table: list[dict[str, Any]] = []
-    began = time.perf_counter()
-    for row in rows():
-        if starts(row.name, options, began):
-            table.append(_row(row, size, device, options.steps, report["rates"]))
-            name = f"train-{short_name(str(device))}"
-            write_report(report | {"rows": table}, name, options.out)
+    for row in started({row.name: row for row in rows()}, options):
+        table.append(_row(row, size, device, options.steps, report["rates"]))
+        name = f"train-{short_name(str(device))}"
+        write_report(report | {"rows": table}, name, options.out)
     _print(table)
     dist.destroy_process_group()
 

@@ -1,8 +1,13 @@
 """What both programs of this folder can be told."""
 
 import argparse
+import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -16,7 +21,17 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def starts(name: str, options: argparse.Namespace, began: float) -> bool:
-    """Whether a row is wanted, and its time has not run out since `began` (`perf_counter`)."""
-    is_wanted = any(word in name for word in options.only or [name])
-    return is_wanted and time.perf_counter() - began <= options.limit_s
+def started(rows: Mapping[str, T], options: argparse.Namespace) -> Iterator[T]:
+    """The wanted ones of named rows; each is told as it starts, and none starts after the limit."""
+    began = time.perf_counter()
+    wanted = {
+        name: row
+        for name, row in rows.items()
+        if any(word in name for word in options.only or [name])
+    }
+    for number, (name, row) in enumerate(wanted.items(), 1):
+        seconds = time.perf_counter() - began
+        if seconds > options.limit_s:
+            return
+        print(f"row {number}/{len(wanted)}: {name} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        yield row

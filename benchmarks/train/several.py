@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from benchmarks.machine import describe, short_name, write_report
 from benchmarks.train.job import Task, measured_by_workers
 from benchmarks.train.model import FULL, TINY
-from benchmarks.train.options import parser_of, starts
+from benchmarks.train.options import parser_of, started
 from benchmarks.train.rows import Figures, Row, config_of
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.logs import quiet_driver
@@ -56,12 +55,10 @@ def main() -> None:
         "tokens": [size.image_tokens, size.text_tokens],
     }
     table: list[Figures] = []
-    began = time.perf_counter()
+    rows = {row_of(*cell).name: cell for cell in cells(options.workers)}
     with ray_session(max(options.workers)) as resources, tempfile.TemporaryDirectory() as folder:
-        for engine, num in cells(options.workers):
+        for engine, num in started(rows, options):
             row = row_of(engine, num)
-            if not starts(row.name, options, began):
-                continue
             config = _in_folder(config_of(row, size, device), Path(folder) / row.name)
             figures = measured_by_workers(Task(row, size, config, options.steps), resources)
             print(json.dumps({"name": row.name, **figures}), flush=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.train.model import TINY
+from benchmarks.train.options import parser_of, started
 from benchmarks.train.rows import config_of
 from benchmarks.train.several import cells, row_of, with_shares
 
@@ -27,6 +28,15 @@ def test_one_worker_comes_before_several_and_only_what_is_asked_for_is_listed() 
     assert ("ZeRO-3", 2) in cells([1, 2])
     assert {workers for _, workers in cells([4])} == {4}
     assert {engine for engine, _ in cells([1])} == {"ZeRO-1", "DDP"}
+
+
+def test_rows_that_are_wanted_are_told_as_they_start_until_the_time_has_run_out(capsys) -> None:
+    rows = {"ZeRO-1, 1 worker": 1, "ZeRO-1, 2 workers": 2, "DDP, 1 worker": 3}
+    options = parser_of(None).parse_args(["--only", "ZeRO", "2 workers", "--limit-s", "60"])
+    assert list(started(rows, options)) == [1, 2]
+    assert "row 2/2: ZeRO-1, 2 workers" in capsys.readouterr().err
+    assert list(started(rows, parser_of(None).parse_args([]))) == [1, 2, 3]
+    assert list(started(rows, parser_of(None).parse_args(["--limit-s", "-1"]))) == []
 
 
 def test_a_share_is_of_one_workers_rate_with_the_same_engine() -> None:
