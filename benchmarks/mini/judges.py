@@ -14,6 +14,7 @@ from benchmarks.mini import classifier
 from benchmarks.mini.colors import color_match
 from benchmarks.mini.held_out import CLASSIFIER_SEED, HeldOut
 from benchmarks.mini.nearest import descriptors, nearest_class
+from kiss3d_infer import __version__
 from kiss3d_infer.bundle import Bundle, validate
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate import view_agreement
@@ -88,8 +89,13 @@ def learnt(file: Path | None) -> tuple[Judges, Row]:
     return judges, accuracy
 
 
+def _identity() -> str:
+    """Another version may build other toys, or another network."""
+    return f"{learnt_from()} of kiss3d {__version__}"
+
+
 def _write(judges: Judges, accuracy: Row, file: Path) -> None:
-    about = {"learnt_from": learnt_from(), "accuracy": json.dumps(accuracy)}
+    about = {"judges": _identity(), "accuracy": json.dumps(accuracy)}
     tensors = {f"{_NETWORK}{name}": t for name, t in judges.network.state_dict().items()}
     with writing(file) as aside:
         save_file(tensors | {"known": judges.known, "classes": judges.classes}, aside, about)
@@ -104,7 +110,7 @@ def _read(file: Path) -> tuple[Judges, Row]:
             tensors: dict[str, Tensor] = {name: content.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise InputError("these are no judges", where=file, fix=fix) from error
-    if about.get("learnt_from") != learnt_from():
+    if about.get("judges") != _identity():
         raise InputError("these judges learnt from other bundles", where=file, fix=fix)
     network = classifier.Classifier()
     own = {k.removeprefix(_NETWORK): t for k, t in tensors.items() if k.startswith(_NETWORK)}
