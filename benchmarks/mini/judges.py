@@ -1,12 +1,10 @@
 """What tells the classes of bundles: trained on exact renders, once, and kept."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from kiss3d_infer.bundle import Bundle, validate
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.evaluate import view_agreement
 from kiss3d_infer.files import writing
+from kiss3d_infer.flux.packed import read_tensors
 
 Row = dict[str, Any]
 
@@ -104,11 +103,8 @@ def _write(judges: Judges, accuracy: Row, file: Path) -> None:
 def _read(file: Path) -> tuple[Judges, Row]:
     fix = "choose another --judges, or delete it to have them trained again"
     try:
-        with safe_open(file, framework="pt") as content:
-            about: Mapping[str, str] = content.metadata() or {}
-            names = content.keys()
-            tensors: dict[str, Tensor] = {name: content.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+        tensors, about = read_tensors(file)
+    except InputError as error:
         raise InputError("these are no judges", where=file, fix=fix) from error
     if about.get("judges") != _identity():
         raise InputError("these judges learnt from other bundles", where=file, fix=fix)

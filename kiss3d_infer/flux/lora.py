@@ -20,6 +20,7 @@ from kiss3d_infer.errors import InputError, first_of
 from kiss3d_infer.files import sha256_of, writing
 from kiss3d_infer.flux.base import quiet_libraries
 from kiss3d_infer.flux.lora_names import Exported, LoraNameError, Pair, from_layers, to_layers
+from kiss3d_infer.flux.packed import read_tensors
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -91,7 +92,7 @@ def apply_lora(pipeline: "FluxPipeline", path: Path, scale: float = 1.0) -> Lora
         InputError: the file cannot be read, or does not fit the base.
     """
     file = _lora_file(path)
-    tensors, header = _read(file)
+    tensors, header = read_tensors(file, fix=None)
     metadata = _parse_metadata(header, file)
     lora_format = _format_of(tensors, file)
     _check_shapes(tensors, file)
@@ -128,7 +129,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float | None]:
         InputError: the file cannot be read, or has another layout.
     """
     file = _lora_file(path)
-    tensors, header = _read(file)
+    tensors, header = read_tensors(file, fix=None)
     if strangers := [key for key in tensors if not _WEIGHT.fullmatch(key)]:
         raise InputError(
             f"not a LoRA of the transformer in diffusers' layout: {first_of(strangers)}", where=file
@@ -187,7 +188,7 @@ def convert_lora(source: Path, out: Path, to: "Exported | Literal['diffusers']")
     if out.suffix != ".safetensors":
         raise InputError("a LoRA must be .safetensors", where=out, fix="give it this ending")
     file = _lora_file(source)
-    tensors, header = _read(file)
+    tensors, header = read_tensors(file, fix=None)
     metadata = _parse_metadata(header, file)
     _format_of(tensors, file)
     _check_shapes(tensors, file)
@@ -246,17 +247,6 @@ def _lora_file(path: Path) -> Path:
             "a LoRA must be .safetensors", where=file, fix="convert it; pickles may run code"
         )
     return file
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as content:
-            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
-            return tensors, content.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"not a readable safetensors file: {error}", where=file) from error
 
 
 def _parse_metadata(header: Mapping[str, str], file: Path) -> LoraMetadata | None:

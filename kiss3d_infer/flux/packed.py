@@ -117,8 +117,14 @@ def _damaged(what: str, file: Path) -> InputError:
     return InputError(f"the packed weights are damaged: {what}", where=file, fix=_MAKE_AGAIN)
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file as they are stored, and its header."""
+def read_tensors(
+    file: Path, fix: str | None = _MAKE_AGAIN
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file as they are stored, and its header.
+
+    Raises:
+        InputError: it cannot be read; `fix` says what to do.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -127,5 +133,5 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: content.get_tensor(name) for name in names}, content.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"not a readable safetensors file: {error}", where=file, fix=_MAKE_AGAIN
+            f"not a readable safetensors file: {error}", where=file, fix=fix
         ) from error
