@@ -144,12 +144,14 @@ def read_resident(
     )
 
 
-def showing(items: Iterable[T], total: int, label: str, show: ShowFn | None) -> Iterator[T]:
-    """The items, with a line now and then of how many there have been."""
+def showing(
+    items: Iterable[T], total: int, label: str, show: ShowFn | None, done: str = "read"
+) -> Iterator[T]:
+    """The items, with a line now and then of how many are done, as in "read 3 of 30 latents"."""
     for number, item in enumerate(items, start=1):
         yield item
         if show and number * _LINES // total > (number - 1) * _LINES // total:
-            show(f"read {number} of {total} {label}")
+            show(f"{done} {number} of {total} {label}")
 
 
 def _require_room(needed: int, device: torch.device) -> None:

@@ -53,7 +53,7 @@ class ViewTask:
                 most=most,
                 show=told,
             )
-            return encode_views(pipeline, pictures, layout, full.draws, device)
+            return encode_views(pipeline, pictures, layout, full.draws, device, told)
 
         views = views_of("train", None, show)
         self.has_validation = held_out > 0 and reader.num_samples("val") > 0

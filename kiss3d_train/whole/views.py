@@ -4,7 +4,7 @@ Shape legend: O objects, V views, N image tokens, C channels of a packed token, 
 B samples.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from kiss3d_infer.flux.prompt import t5_length, t5_prompt, view_t5_prompt
 from kiss3d_train.batch import TensorBatch
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.draws import InMemoryStream, SharedDraws
+from kiss3d_train.data.resident import ShowFn, showing
 from kiss3d_train.objective import pack
 from kiss3d_train.whole.autoencoder import to_model
 from kiss3d_train.whole.config import Subject
@@ -84,6 +85,7 @@ def encode_views(
     layout: BundleLayout,
     draws: Subject,
     device: torch.device,
+    show: ShowFn | None = None,
 ) -> Views:
     """Encode every RGB tile by itself or every bundle as a whole, and tokenize its prompt.
 
@@ -93,18 +95,22 @@ def encode_views(
         layout: of the bundles.
         draws: which of both.
         device: where the result goes.
+        show: told at times how far it is.
     """
     vae, captions = pipeline.vae, (*pictures.captions, "")
     tiles_NRV3TT = pictures.tiles_NRV3TT
-    images: Iterable[Tensor]
     if draws == "bundles":
         num_tiles = len(layout.rows) * layout.num_views
-        images = map(joined, torch.split(tiles_NRV3TT, max(1, _TILES_PER_PASS // num_tiles)))
+        parts = torch.split(tiles_NRV3TT, max(1, _TILES_PER_PASS // num_tiles))
         prompts = [[t5_prompt(caption, layout)] for caption in captions]
     else:
-        images = torch.split(tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
+        parts = torch.split(tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
         prompts = [[view_t5_prompt(c, azimuth) for azimuth in layout.azimuths] for c in captions]
-    means = [vae.encode(to_model(some.to(device))).latent_dist.mean for some in images]
+    images = map(joined, parts) if draws == "bundles" else parts
+    means = [
+        vae.encode(to_model(some.to(device))).latent_dist.mean
+        for some in showing(images, len(parts), "batches of pictures", show, "encoded")
+    ]
     scaled = [
         pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).half()
         for mean in means
