@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = choose_model(given.model, given.adapter)
     drawing = load_config(Drawing, given.drawing, given.set).config
     makers = makers_of(given.names) if given.names else range(NUM_CLASSES)
-    things = list(held_out(given.prompts, makers=makers))
+    things = list(held_out(given.prompts, makers=makers, few_words=given.few_words))
     if chosen.lora is None and not given.drawings_only:
         raise SystemExit("give --adapter, the bundle LoRA of this model, or --drawings-only")
+    if given.few_words and not given.drawings_only:
+        raise SystemExit("give --drawings-only with --few-words")
     setup = _setup(chosen.base, chosen.lora, drawing, given)
     results, folder = Results(given.out, setup), given.out.with_suffix("")
     model = Model.load(chosen.base, chosen.lora, drawing, given.device)
@@ -79,6 +81,12 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--names", nargs="+", default=[], help="of the classes; default: all")
     parser.add_argument(
+        "--few-words",
+        action="store_true",
+        help="ask for a name in a colour alone, such as 'a red sofa', instead of whole captions; "
+        "needs --drawings-only, as the exact renders are of more than that",
+    )
+    parser.add_argument(
         "--drawings-only",
         action="store_true",
         help="judge what is drawn, and measure no mesh, no autoencoder and no command; a model "
@@ -96,11 +104,12 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _setup(base: Path, lora: Path | None, drawing: Drawing, given: argparse.Namespace) -> Row:
     names = f" ({', '.join(given.names)})" if given.names else ""
+    words = ", few words" if given.few_words else ""
     return {
         "base": base_identity(base),
         "adapter": lora_identity(lora) if lora else None,
         "drawing": drawing.model_dump(),
-        "prompts": f"toybox:N?seed={PROMPTS_SEED}{names}",
+        "prompts": f"toybox:N?seed={PROMPTS_SEED}{names}{words}",
         "drawings_only": given.drawings_only,
         "judges": judges.learnt_from(),
     }

@@ -11,6 +11,7 @@ from kiss3d_infer.errors import InputError
 from kiss3d_infer.scene.framing import framed
 from kiss3d_infer.scene.render import render_bundle
 from kiss3d_train.data.sources.toybox import MAKERS, make
+from kiss3d_train.data.sources.toybox.build import with_article
 from kiss3d_train.data.sources.toybox.paint import COLORS
 
 PROMPTS_SEED, CLASSIFIER_SEED, CHECK_SEED = 9001, 9002, 9003
@@ -25,11 +26,18 @@ class HeldOut:
 
     index: int
     series: int
+    few_words: bool = False
+    """Whether a model is asked for its name, in the only colour before it, and nothing else."""
 
     @cached_property
     def caption(self) -> str:
         """What a model is asked to draw."""
-        return make(self.index, self.series).caption
+        toy = make(self.index, self.series)
+        return (
+            with_article(f"{self.color or ''} {toy.name}".strip())
+            if self.few_words
+            else toy.caption
+        )
 
     @property
     def maker(self) -> int:
@@ -49,10 +57,14 @@ class HeldOut:
 
 
 def held_out(
-    number: int, series: int = PROMPTS_SEED, makers: Container[int] = range(NUM_CLASSES)
+    number: int,
+    series: int = PROMPTS_SEED,
+    makers: Container[int] = range(NUM_CLASSES),
+    *,
+    few_words: bool = False,
 ) -> Iterator[HeldOut]:
     """The first objects of a series by some makers or all; classes take turns."""
-    things = (HeldOut(index, series) for index in count())
+    things = (HeldOut(index, series, few_words) for index in count())
     return islice((thing for thing in things if thing.maker in makers), number)
 
 

@@ -16,6 +16,7 @@ from kiss3d_infer.bundle import PUBLISHED, Bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.flux.models import Drawing
 from kiss3d_infer.reconstruct import ReconstructSettings
+from kiss3d_train.data.sources.toybox import make
 from kiss3d_train.data.sources.toybox.paint import COLORS
 
 BLANK = Bundle(torch.ones(3, 128, 256))
@@ -49,6 +50,14 @@ def test_objects_are_the_same_each_time_and_other_in_every_series():
     assert all(thing.color is None or thing.color in COLORS for thing in held_out(60))
     assert all(thing.color is None or thing.color in thing.caption for thing in held_out(60))
     assert sum(thing.color is not None for thing in held_out(60)) > 30
+
+
+def test_few_words_are_a_name_in_the_only_colour_before_it():
+    for whole, few in zip(held_out(60), held_out(60, few_words=True), strict=True):
+        name = make(whole.index, whole.series).name
+        assert few.caption.endswith(f"{whole.color} {name}" if whole.color else f" {name}")
+        assert few.color == whole.color and len(few.caption) <= len(whole.caption)
+        assert few.caption.startswith(("a ", "an ")) and " with " not in few.caption
 
 
 def test_both_judges_know_exact_bundles_they_have_not_seen(judges):
