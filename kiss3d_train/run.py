@@ -50,6 +50,8 @@ from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 _POLL_SECONDS = 0.5
 _LONG_START_SECONDS = 60.0
 """After so long without a worker, the user is told why that may be."""
+_SAME_REQUEST_SECONDS = 1.0
+"""timeout(1), shells and process managers send one signal to a process and to its group."""
 
 
 def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
@@ -310,18 +312,21 @@ def _conclude(job: Job, outcome: Outcome, tracker: Tracker) -> TrainSummary:
 
 @contextmanager
 def _stopping(config: TrainConfig) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop, and the second into an end.
+    """Turn the first Ctrl-C or SIGTERM into a request to stop, and a later one into an end.
 
     Yields whether there was one.
     """
     stop_file = config.run.dir / STOP_FILE
     stop_file.unlink(missing_ok=True)
+    asked: list[float] = []
 
     def request(_signal: int, _frame: FrameType | None) -> None:
-        if stop_file.exists():
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            stop_file.touch()
+            print("stopping: saving a checkpoint; once more to end at once", file=sys.stderr)
+        elif asked[-1] - asked[0] > _SAME_REQUEST_SECONDS:
             raise KeyboardInterrupt
-        stop_file.touch()
-        print("stopping: saving a checkpoint; once more to end at once", file=sys.stderr)
 
     with _handling((signal.SIGINT, signal.SIGTERM), request):
         try:

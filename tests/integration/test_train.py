@@ -192,6 +192,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
             output += line
             if "step 2/" in line:
                 process.send_signal(signal.SIGINT)
+            if "stopping: " in line:
+                process.send_signal(signal.SIGINT)  # as timeout(1) does, to the group
     assert process.returncode == 1, output
     assert "stopped; the same command with --set run.resume=auto goes on" in output
     stopped = json.loads((workspace / "interrupted" / "summary.json").read_text())
