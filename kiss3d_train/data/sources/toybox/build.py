@@ -86,7 +86,7 @@ class Toy:
     def worded(self, draw: Draw) -> str:
         """What someone might call it: the caption, or a shorter one that is as true.
 
-        A model that has only read whole captions takes the lack of a detail for another object.
+        A model that has only read whole captions takes the lack of a word for another object.
         """
         look, details = self.look, self.details
         if draw.chance(0.4):
@@ -96,7 +96,8 @@ class Toy:
             details = [phrase for phrase in details if draw.chance(0.4)]
         if self.category == "furniture" and draw.chance():
             details = [re.sub(r"feet$", "legs", phrase) for phrase in details]
-        return self._said(look, details)
+        said = self._said(look, details)
+        return said.partition(" ")[2] if draw.chance(0.15) else said  # without its article
 
     def _said(self, look: str, details: Sequence[str]) -> str:
         phrase = with_article(f"{look} {self.name}".strip())
