@@ -15,7 +15,6 @@ from kiss3d_infer.bundle.image import Bundle
 from kiss3d_infer.errors import InputError
 from kiss3d_train.data.resident import ShowFn, showing
 from kiss3d_train.data.shards import ShardReader, Split, decode_sample
-from kiss3d_train.data.storage import Place
 
 _Found = tuple[NDArray[np.uint8], str]
 _MANY = 2000
@@ -89,7 +88,6 @@ class _Read:
 
     def __init__(self, reader: ShardReader, split: Split, rows: slice) -> None:
         self._reader, self._split, self._rows = reader, split, rows
-        self.origin = (reader.folder.place, split, rows)
 
     def __call__(self, index: int) -> _Found:
         members = self._reader.read(self._split, index)
@@ -106,19 +104,17 @@ def _reading(read: _Read, num: int, count: int) -> Iterator[Iterator[_Found]]:
         return
     # Spawned: a forked process would inherit a CUDA that it cannot use, and locks of threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _set_read, read.origin) as processes:
+    with ProcessPoolExecutor(count, context, _set_read, (read,)) as processes:
         yield processes.map(_read_here, range(num), chunksize=_CHUNK)
 
 
 _here: list[_Read] = []
-"""Of a process that reads."""
+"""Of a process that reads, which was sent it at its start."""
 
 
-def _set_read(place: Place, split: Split, rows: slice) -> None:
-    # A process opens the data set by itself: sent an index of megabytes, each would hold up the
-    # start of the next until it has imported what unpickles it.
+def _set_read(read: _Read) -> None:
     torch.set_num_threads(1)
-    _here.append(_Read(ShardReader(place), split, rows))
+    _here.append(read)
 
 
 def _read_here(index: int) -> _Found:

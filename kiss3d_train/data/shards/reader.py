@@ -22,7 +22,8 @@ from kiss3d_train.data.storage import DamageError, Folder, Place, folder_at
 class ShardReader:
     """Reads any sample by its place in the tar and checks it against the index.
 
-    It holds no open file: threads may share it, and other processes may be sent it.
+    It holds no open file: threads may share it, and other processes may be sent it. They are sent
+    the place alone and open it by themselves, as an index may have megabytes.
 
     Args:
         place: the data set.
@@ -42,6 +43,9 @@ class ShardReader:
             split: [(s, r) for s, shard in enumerate(shards) for r in range(len(shard.samples))]
             for split, shards in self._shards.items()
         }
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Place]]:
+        return ShardReader, (self.folder.place,)
 
     def num_samples(self, split: Split) -> int:
         """How many samples a split has."""
