@@ -33,11 +33,9 @@ class HeldOut:
     def caption(self) -> str:
         """What a model is asked to draw."""
         toy = make(self.index, self.series)
-        return (
-            with_article(f"{self.color or ''} {toy.name}".strip())
-            if self.few_words
-            else toy.caption
-        )
+        if not self.few_words:
+            return toy.caption
+        return with_article(f"{self.color or ''} {toy.name}".strip())
 
     @property
     def maker(self) -> int:
