@@ -24,6 +24,9 @@ _PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 _MOST_PICTURES = 16
 _SHEET_WIDTH = 2048
 _NOT_LOGGED = "not logged"
+_OF_A_DRAWING = tuple(
+    f"samples.{key}" for key in ("held_out", "prompts", "seed", "steps", "guidance")
+)
 Row = tuple[str, ...]
 
 
@@ -87,13 +90,14 @@ def compare_runs(run_a: str, run_b: str, uri: str, sheet: Path | None = None) ->
             _identity(run, of_run, Path(scratch)) for run, of_run in zip(runs, files, strict=True)
         ]
         metrics = _metrics(*runs)
+        recipe = _recipe(runs[0].params, runs[1].params)
         return Comparison(
             runs=runs,
-            recipe=_recipe(runs[0].params, runs[1].params),
+            recipe=recipe,
             inputs=_inputs(*identities),
             metrics=metrics,
             unshared=_unshared(*runs, {metric for metric, *_ in metrics}),
-            pictures=_pictures(runs, files, sheet, Path(scratch)),
+            pictures=_pictures(runs, files, sheet, Path(scratch), _unequal_cells(recipe)),
         )
 
 
@@ -183,11 +187,18 @@ def _unshared(a: LoggedRun, b: LoggedRun, compared: set[str]) -> tuple[str, ...]
     return tuple(f"{what}: {', '.join(sorted(keys))}" for what, keys in groups.items() if keys)
 
 
+def _unequal_cells(recipe: Sequence[Row]) -> str:
+    """A warning where equal cells of contact sheets were not drawn alike."""
+    keys = [key for key, *_ in recipe if key in _OF_A_DRAWING]
+    return f"; their cells were drawn with different {', '.join(keys)}" if keys else ""
+
+
 def _pictures(
     runs: tuple[LoggedRun, LoggedRun],
     files: tuple[frozenset[str], frozenset[str]],
     sheet: Path | None,
     scratch: Path,
+    warning: str,
 ) -> str:
     a, b = ({f for f in some if PurePosixPath(f).suffix.lower() in _PICTURES} for some in files)
     both = sorted(a & b)
@@ -196,7 +207,8 @@ def _pictures(
         reason = counts if a or b else "neither run has logged any"
         return reason if sheet is None else f"{reason}; {sheet} was not written"
     if sheet is None:
-        return f"{len(both)} under the same name in both; --out page.png sets them side by side"
+        found = f"{len(both)} under the same name in both"
+        return f"{found}; --out page.png sets them side by side{warning}"
     shown = both[-_MOST_PICTURES:]
     cells = []
     for name in shown:
@@ -207,4 +219,4 @@ def _pictures(
                 cells.append((f"{letter} {run.name}: {name}", picture.convert("RGB")))
     with writing(sheet) as aside:
         contact_sheet(cells, columns=2, width=_SHEET_WIDTH).save(aside)
-    return f"{len(shown)} of {len(both)} under the same name in both: {sheet}"
+    return f"{len(shown)} of {len(both)} under the same name in both: {sheet}{warning}"

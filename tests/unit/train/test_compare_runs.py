@@ -102,6 +102,14 @@ def test_pictures_of_one_name_are_set_side_by_side(
     assert colors == [(255, 0, 0), (255, 0, 0)]
 
 
+def test_pictures_that_were_not_drawn_alike_are_told(uri: str, folder: Path, slow: str) -> None:
+    seed = {"samples.seed": 7, "samples.every": 100}  # how often does not matter
+    other = log(uri, folder, "other", 0.01, params=seed, pictures=("seed-0.png",))
+    said = "1 under the same name in both; --out page.png sets them side by side"
+    said += "; their cells were drawn with different samples.seed"
+    assert compare_runs(slow, other, uri).pictures == said
+
+
 def test_runs_without_pictures_say_so(uri: str, folder: Path, slow: str, tmp_path: Path) -> None:
     bare = log(uri, folder, "bare", 0.01)
     page = tmp_path / "page.png"
