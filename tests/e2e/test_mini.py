@@ -16,7 +16,7 @@ def test_the_package_holds_at_most_40_mb() -> None:
 
 
 def test_a_prompt_becomes_a_mesh_of_its_shape_and_colour(tmp_path: Path) -> None:
-    cli.text_to_3d("a three-seat red sofa with wooden feet", tmp_path / "sofa.glb")
+    cli.text_to_3d("a red sofa with wooden legs", tmp_path / "sofa.glb")
     bundle = load_bundle(tmp_path / "sofa.bundle.png")
     assert bundle.tile == choose_model(mini.NAME).drawing.tile
     assert validate(bundle).ok
