@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -48,11 +49,20 @@ def _engine(plan: Plan) -> Iterator[str]:
             f"engine.bucket_elements ({bucket:,}) holds more than half of the adapter "
             f"({plan.num_adapter:,}), so that reducing it overlaps with nothing; leave it out"
         )
-    if engine.takes_weights_apart and sum(plan.memory.values()) < _card(plan) / 2:
+    if engine.takes_weights_apart and _fits_whole(plan):
         yield (
             "engine.zero_stage=3 collects the frozen base in every pass and does without the fused "
             "blocks, and the base fits every worker whole; set 1 or 2"
         )
+
+
+def _fits_whole(plan: Plan) -> bool:
+    """Whether the same recipe fits with a base that every worker holds whole."""
+    engine = plan.config.engine.model_copy(update={"zero_stage": 1})
+    whole = replace(plan, config=plan.config.model_copy(update={"engine": engine})).footprint
+    keeps_all = plan.config.base.gradient_checkpointing is False
+    least = whole.everywhere("products" if keeps_all else "inputs")
+    return whole.total(least) < _card(plan) * GIB
 
 
 def _precision(plan: Plan) -> Iterator[str]:

@@ -83,6 +83,15 @@ def test_every_trap_of_a_recipe_is_named(shards: Path, overrides: list[str], wor
     assert words in "\n".join(warnings_of(shards, *overrides))
 
 
+def test_zero_3_is_right_where_a_whole_base_does_not_fit(shards: Path) -> None:
+    words, zero_3 = "the base fits every worker whole", "engine.zero_stage=3"
+    # Whole, the base alone takes 22.2 GiB; sharded, all of it takes 7.
+    assert words not in "\n".join(warnings_of(shards, zero_3, "engine.memory_budget_gib=24"))
+    assert words in "\n".join(warnings_of(shards, zero_3, "engine.memory_budget_gib=80"))
+    keeps_all = [zero_3, "engine.memory_budget_gib=44", "base.gradient_checkpointing=false"]
+    assert words not in "\n".join(warnings_of(shards, *keeps_all))
+
+
 def test_a_deepspeed_that_is_quadratic_in_tensors_is_named(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
