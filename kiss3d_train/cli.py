@@ -350,7 +350,8 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
     """Print the resolved recipe, what it takes, and what is wrong with it; take no device."""
     from kiss3d_infer.config import load_config
     from kiss3d_train.config import TrainConfig
-    from kiss3d_train.plan import make_plan, show_plan
+    from kiss3d_train.figures import figures_of, show_plan
+    from kiss3d_train.plan import make_plan
     from kiss3d_train.traps import traps
     from kiss3d_train.whole.plan import plan_whole
 
@@ -359,7 +360,7 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
         show_plan(resolved, plan_whole(resolved.config).figures())
         return
     made = make_plan(resolved.config)
-    show_plan(resolved, made.figures())
+    show_plan(resolved, figures_of(made))
     for sentence in traps(made):
         typer.echo(f"  warning: {sentence}")
 

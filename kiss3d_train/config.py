@@ -185,6 +185,10 @@ class EngineSection(Config):
         """Whether the model's passes are recorded on a kind of device."""
         return self.cuda_graphs and device == "cuda"
 
+    def bucket_of(self, num_trainable: int) -> int:
+        """Elements per reduction bucket for so many trainable weights."""
+        return self.bucket_elements or max(1, num_trainable // 8)
+
     @property
     def takes_weights_apart(self) -> bool:
         """Whether frozen weights are sharded, too (ZeRO-3)."""

@@ -1,7 +1,8 @@
 """What a run writes, and where, worked out before it starts."""
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.flux.base import read_config
 from kiss3d_infer.mlflow_server import SQLITE
 from kiss3d_train.checkpoint import checkpoints_of
-from kiss3d_train.data.shards import SPLITS
 from kiss3d_train.data.tile import PIXELS_PER_TOKEN
 from kiss3d_train.plan import LATENT_BYTES, Plan
 
@@ -21,6 +21,37 @@ class Need:
     what: str
     folder: Path
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk and all that a run writes to it.
+
+    Attributes:
+        folder: that exists, on the disk.
+        free: bytes.
+    """
+
+    folder: Path
+    needs: tuple[Need, ...]
+    free: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the run takes at most."""
+        return sum(need.num_bytes for need in self.needs)
+
+
+def disks(needs: Iterable[Need]) -> list[Disk]:
+    """What is needed, added up by disk."""
+    by_disk: dict[int, list[Need]] = {}
+    for need in needs:
+        by_disk.setdefault(_disk_of(need.folder), []).append(need)
+    folders = {number: _existing(some[0].folder) for number, some in by_disk.items()}
+    return [
+        Disk(folders[number], tuple(some), shutil.disk_usage(folders[number]).free)
+        for number, some in by_disk.items()
+    ]
 
 
 def disk_needs(plan: Plan) -> list[Need]:
@@ -71,11 +102,22 @@ def _uploads(plan: Plan, num_bytes: int) -> Iterator[Need]:
 
 
 def _latents(plan: Plan) -> Iterator[Need]:
+    """What has to be encoded first, with a caption of its own for every sample."""
     config, root = plan.config, plan.config.latents_root
-    if plan.index is None or not isinstance(root, Path) or root.is_dir():
+    if plan.index is None or plan.encoded is None or not isinstance(root, Path):
         return
     width = int(read_config(config.base.path, "text_encoder_2/config.json")["d_model"])
     value = 2 if config.base.dtype == "bfloat16" else 4
     each = plan.image_tokens * LATENT_BYTES + plan.text_tokens * width * value
-    total = each * sum(plan.num_samples(split) for split in SPLITS)
-    yield Need("latents and text embeddings", root, total)
+    bundles = sum(len(shard.samples) for shard in plan.encoded.missing)
+    pictures = bundles * len(plan.index.layout.pictures(config.data.domains))
+    yield Need("latents and text embeddings", root, each * pictures)
+
+
+def _disk_of(folder: Path) -> int:
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there already."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

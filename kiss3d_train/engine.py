@@ -272,8 +272,13 @@ def create_optimizer(
 
 def bucket_elements(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> int:
     """Elements per gradient bucket: as configured, else an eighth of the adapter."""
-    num_trainable = sum(parameter.numel() for parameter in parameters.values())
-    return config.engine.bucket_elements or max(1, num_trainable // 8)
+    return config.engine.bucket_of(sum(parameter.numel() for parameter in parameters.values()))
+
+
+def reduces_in_buckets(config: TrainConfig) -> bool:
+    """Whether workers exchange gradients in such buckets; DeepSpeed does not without ZeRO."""
+    is_zero_0 = config.engine.kind == "deepspeed" and config.engine.zero_stage == 0
+    return config.scaling.workers > 1 and not is_zero_0
 
 
 def deepspeed_config(config: TrainConfig, bucket: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What a training step takes of a device's memory, and what its blocks may therefore keep."""
 
+import os
+import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +20,8 @@ ASSUMED_BUDGET_GIB = 77.0
 """What an 80 GB card leaves, for a plan made without a card."""
 MARGIN_GIB = 1.5
 """Of a device's free memory, for what the allocator cannot join and for the libraries' own."""
+_UNUSABLE_GIB = 2.6
+"""Of a whole card, that margin and what CUDA takes itself: 77 of an H100's 79.6 GiB remain."""
 KEPT = {"products": (10, 9), "attention": (2, 2), "inputs": (1, 1)}
 """Tensors of tokens x width that a double and a single block keep: their inputs (1), the result of
 attention (1), and of the matrices q, k, v (3), the MLP's first (4) and, in a double block, the
@@ -27,6 +31,11 @@ _WORKING = 30
 """Such tensors that come and go, at the peak: the backward pass of one block."""
 _STOCK_DOUBLE, _STOCK_SINGLE = 19, 17
 """Such tensors that diffusers' own blocks keep with an adapter on every linear (ZeRO-3)."""
+
+
+def in_bytes(number: float) -> str:
+    """A number of bytes, in GiB or MiB."""
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.1f} MiB"
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,47 @@ class Footprint:
         return kept * self.tensor
 
 
+@dataclass(frozen=True)
+class Room:
+    """Device memory that a plan counts on for each worker.
+
+    Attributes:
+        origin: where the figure comes from, for people.
+    """
+
+    gib: float
+    origin: str
+
+
+def room_of(config: TrainConfig) -> Room | None:
+    """What a worker may use, before there is one; None on a CPU.
+
+    The card is this machine's if Ray will start here, or else one of 80 GB. Asking for it takes
+    nothing of it.
+    """
+    budget = config.engine.memory_budget_gib
+    if budget != "auto":
+        return Room(budget, "as engine.memory_budget_gib says")
+    if not config.scaling.use_gpu:
+        return None
+    card = None if os.environ.get("RAY_ADDRESS") else _smallest_card()
+    if card is None:
+        return Room(ASSUMED_BUDGET_GIB, "assumed as what one of 80 GB leaves")
+    gib, name = card
+    return Room(gib - _UNUSABLE_GIB, f"what the {name} here leaves")
+
+
+def _smallest_card() -> tuple[float, str] | None:
+    """GiB and name, without a CUDA context; None where there is no card, or none of NVIDIA's."""
+    command = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        cards = [line.split(", ", 1) for line in told.stdout.splitlines()]
+        return min((float(mib) / 1024, name) for mib, name in cards)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
 def budget_of(config: TrainConfig, device: torch.device) -> float | None:
     """Bytes that a worker may use, counted before its model is on the device; None on a CPU."""
     if config.engine.memory_budget_gib != "auto":
@@ -111,5 +161,5 @@ def _too_large(needed: float, budget: float) -> InputError:
         f"a step needs about {needed / GIB:.1f} GiB, of which there are {budget / GIB:.1f}",
         where="engine.memory_budget_gib",
         fix="set base.quantize=int8, a smaller scaling.micro_batch or adapter.rank, or "
-        "engine.zero_stage=3 on several GPUs",
+        "engine.zero_stage=3 on several GPUs; or engine.memory_budget_gib to that of another card",
     )

@@ -1,7 +1,5 @@
 """What a recipe will take, worked out before any device is: batches, memory, arithmetic."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +9,14 @@ import torch
 from torch import nn
 
 from kiss3d_infer.bundle.layout import PUBLISHED
-from kiss3d_infer.config import Resolved
 from kiss3d_infer.flux.base import read_config
 from kiss3d_train.adapter import add_adapter, target_modules
-from kiss3d_train.columns import aligned
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.shards import ShardIndex, Split, load_index
 from kiss3d_train.data.storage import exists
 from kiss3d_train.data.tile import PIXELS_PER_TOKEN, check_tile
-from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB, Footprint, Keep
+from kiss3d_train.encoded import Encoded, encoded
+from kiss3d_train.memory import GIB, Footprint, Keep, Room, room_of
 
 ASSUMED_TILE = 512
 """In published bundles; for a plan without a data set."""
@@ -50,7 +47,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a recipe; `show_plan` prints them.
+    """What follows from a recipe; `figures.figures_of` has it in words.
 
     Attributes:
         index: of the data set; None while it does not exist.
@@ -61,6 +58,8 @@ class Plan:
         linears: of all blocks.
         adapted: names of those with an adapter.
         image_tokens, text_tokens: of a sample; of a published bundle while there is no data set.
+        takes_guidance: the base is guidance-distilled.
+        room: of a worker's device; None on a CPU.
     """
 
     config: TrainConfig
@@ -74,6 +73,8 @@ class Plan:
     adapted: frozenset[str]
     image_tokens: int
     text_tokens: int
+    takes_guidance: bool
+    room: Room | None
 
     @cached_property
     def num_adapter(self) -> int:
@@ -114,11 +115,13 @@ class Plan:
 
     @cached_property
     def keeps(self) -> tuple[Keep, ...]:
-        """What each block keeps on the card that is named, or on one of 80 GB."""
-        budget = self.config.engine.memory_budget_gib
-        assumed = ASSUMED_BUDGET_GIB if self.config.scaling.use_gpu else None
-        gib = assumed if budget == "auto" else budget
-        return self.footprint.keeps(self.config, gib and gib * GIB)
+        """What each block keeps in the room that there is."""
+        return self.footprint.keeps(self.config, self.room.gib * GIB if self.room else None)
+
+    @cached_property
+    def encoded(self) -> Encoded | None:
+        """What is encoded already; None while there is no data set."""
+        return None if self.index is None else encoded(self.config, self.index)
 
     @property
     def flops_per_sample(self) -> dict[str, float]:
@@ -157,6 +160,11 @@ class Plan:
         return self.config.scaling.micro_batch * (matmul + flops["attention"] / _H200_ATTENTION)
 
     @property
+    def floor_of_step(self) -> float:
+        """Least seconds per optimizer step on as many H200s as there are workers."""
+        return self.floor_seconds * self.config.accumulation
+
+    @property
     def steps_per_epoch(self) -> float | None:
         """Optimizer steps in which every training sample is seen once."""
         if self.index is None:
@@ -169,62 +177,6 @@ class Plan:
             return 0
         pictures = self.index.layout.pictures(self.config.data.domains)
         return len(pictures) * sum(self.index.counts(split))
-
-    def figures(self) -> list[tuple[str, str]]:
-        """Names and values of everything worked out, for people."""
-        config, memory = self.config, self.memory
-        rows = [
-            ("global batch", config.batch_arithmetic),
-            ("transformer", f"{self.num_base / 1e6:,.1f} M weights, {config.base.dtype}, frozen"),
-            (
-                "adapter",
-                f"{self.num_adapter / 1e6:,.2f} M weights on {len(self.adapted)} linears, float32",
-            ),
-            *self._initial_figures(),
-            ("checkpoint", _bytes(self.checkpoint_bytes)),
-            *self._data_figures(),
-        ]
-        counts = Counter(self.keeps)
-        kept = ", ".join(f"{what} in {counts[what]}" for what in counts)
-        rows.append(("kept for the backward pass", f"{kept} of {len(self.keeps)} blocks"))
-        rows += [(f"memory: {item}", _bytes(gib * GIB)) for item, gib in memory.items()]
-        rows.append(("memory per worker, about", _bytes(self.footprint.total(self.keeps))))
-        teraflops = sum(self.flops_per_sample.values()) / 1e12
-        rows.append(("arithmetic per sample", f"{teraflops:,.3g} TFLOP"))
-        if config.scaling.use_gpu:
-            floor = self.floor_seconds * config.accumulation
-            rows.append(("no step faster on an H200 than", f"{floor:.2f} s"))
-        return rows
-
-    def _initial_figures(self) -> list[tuple[str, str]]:
-        init_from = self.config.adapter.init_from
-        if init_from is None:
-            return []
-        return [
-            ("starts from", f"{init_from}{'' if init_from.exists() else ' does not exist yet'}")
-        ]
-
-    def _data_figures(self) -> list[tuple[str, str]]:
-        tokens = f"{self.image_tokens} image + {self.text_tokens} text"
-        if self.index is None or self.steps_per_epoch is None:
-            return [
-                ("data", f"{self.config.data.shards} does not exist yet"),
-                ("tokens", f"{tokens}, assumed: tiles of {ASSUMED_TILE} pixels"),
-            ]
-        steps, is_switch = self.config.run.steps, self.config.data.domains == "switch"
-        return [
-            ("data", f"{self.index}{', a sample per row' if is_switch else ''}"),
-            ("tokens", tokens),
-            *self._resident_figures(sum(self.index.counts("train"))),
-            ("steps per epoch", f"{self.steps_per_epoch:.1f}"),
-            ("epochs in all", f"{steps / self.steps_per_epoch:.1f} in {steps} steps"),
-        ]
-
-    def _resident_figures(self, samples: int) -> list[tuple[str, str]]:
-        if not self.config.data.resident:
-            return []
-        latents = _bytes(samples * self.image_tokens * LATENT_BYTES)
-        return [("resident on each device", f"{latents} of latents, and each caption's embedding")]
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -272,6 +224,8 @@ def make_plan(config: TrainConfig) -> Plan:
         adapted=frozenset(target_modules(transformer, config.adapter.targets)),
         image_tokens=image_tokens,
         text_tokens=text_tokens,
+        takes_guidance=transformer.config.guidance_embeds,
+        room=room_of(config),
     )
     init_from = config.adapter.init_from
     if init_from is not None and init_from.exists():
@@ -318,16 +272,3 @@ def _block_linears(transformer: Any, image: int, text: int) -> tuple[Linear, ...
             )
         )
     return tuple(linears)
-
-
-def show_plan(resolved: Resolved[TrainConfig], figures: Sequence[tuple[str, str]]) -> None:
-    """Print a recipe with the origin of each value, and figures; no line is cut."""
-    print("recipe")
-    rows = [(key, f"{value}  # {origin}") for key, value, origin in resolved.rows()]
-    print("\n".join(aligned(rows)))
-    print("\nplan")
-    print("\n".join(aligned(figures)))
-
-
-def _bytes(number: float) -> str:
-    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.1f} MiB"

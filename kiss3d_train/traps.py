@@ -1,16 +1,16 @@
-"""What makes runs slow, large or useless and can be seen before any device is taken."""
+"""What makes runs slow, large or useless and can be seen before any device is taken.
 
-import shutil
-from collections.abc import Callable, Iterator
+`traps` is for adapters. What also holds for whole parts asks for less than a plan, and is public.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from kiss3d_infer.errors import InputError
-from kiss3d_train.data.encode import describe_encoder
-from kiss3d_train.data.latents import ENCODER_FILE, not_encoded, read_encoder
-from kiss3d_train.disk import Need, disk_needs
-from kiss3d_train.memory import ASSUMED_BUDGET_GIB, GIB
+from kiss3d_train.config import TrainConfig
+from kiss3d_train.disk import Need, disk_needs, disks
+from kiss3d_train.engine import reduces_in_buckets
+from kiss3d_train.memory import GIB, in_bytes
 from kiss3d_train.plan import Plan
 
 _QUADRATIC_DEEPSPEED = ("0.18.5", "0.18.6")
@@ -25,13 +25,81 @@ def traps(plan: Plan) -> list[str]:
         _engine,
         _precision,
         _memory,
-        _schedule,
-        _objective,
-        _samples,
         _latents,
-        _disk,
     )
-    return [sentence for check in checks for sentence in check(plan)]
+    config, found = plan.config, [sentence for check in checks for sentence in check(plan)]
+    if plan.index is not None:
+        found += few_samples(config, plan.num_samples("train"), plan.num_samples("val"))
+    return [
+        *found,
+        *large_buckets(config, plan.num_adapter),
+        *bad_schedule(config),
+        *far_shift(config, plan.image_tokens),
+        *full_disks(disk_needs(plan)),
+    ]
+
+
+def large_buckets(config: TrainConfig, num_trainable: int) -> Iterator[str]:
+    """Buckets that would be exchanged after the backward pass, and not within it."""
+    bucket = config.engine.bucket_elements
+    if reduces_in_buckets(config) and bucket is not None and 2 * bucket > num_trainable:
+        yield (
+            f"engine.bucket_elements ({bucket:,}) holds more than half of what trains "
+            f"({num_trainable:,}), so that reducing it overlaps with nothing; leave it out"
+        )
+
+
+def bad_schedule(config: TrainConfig) -> Iterator[str]:
+    """Steps that do not go together, and failures that nothing absorbs."""
+    if config.optimizer.warmup_steps >= config.run.steps:
+        yield "optimizer.warmup_steps reaches run.steps: the peak learning rate is never used"
+    if config.checkpoint.every >= config.run.steps > 1:
+        yield (
+            f"checkpoint.every ({config.checkpoint.every}) is not below run.steps: "
+            "a crash loses the whole run"
+        )
+    if config.scaling.max_failures == 0 and config.scaling.workers > 1:
+        yield "scaling.max_failures=0: the first worker that dies ends the run"
+
+
+def far_shift(config: TrainConfig, num_tokens: int) -> Iterator[str]:
+    """A timestep shift for another number of image tokens."""
+    chosen = config.objective.shift
+    if chosen in ("none", 1) and num_tokens >= _MANY_TOKENS:
+        yield (
+            f"objective.shift={chosen} trains mostly low noise at {num_tokens} tokens, where "
+            "the layout of a bundle is decided already; FLUX.1's own is auto"
+        )
+
+
+def few_samples(config: TrainConfig, training: int, held_out: int) -> Iterator[str]:
+    """Too few of them.
+
+    Args:
+        config: the recipe.
+        training: in an epoch, counted like data.global_batch.
+        held_out: in the validation split, counted like validation.samples.
+    """
+    if training < config.data.global_batch:
+        yield (
+            f"the {training} training samples are fewer than data.global_batch "
+            f"({config.data.global_batch}): a step sees some of them twice"
+        )
+    if config.validation.samples and not held_out:
+        yield "no sample is held out, so there will be no val/loss; shard with a val split"
+    elif config.validation.samples > held_out:
+        yield f"validation.samples is {config.validation.samples}, but {held_out} are held out"
+
+
+def full_disks(needs: Iterable[Need]) -> Iterator[str]:
+    """Disks that have less room than a run may write to them."""
+    for disk in disks(needs):
+        if disk.needed > disk.free:
+            parts = ", ".join(f"{need.what} {in_bytes(need.num_bytes)}" for need in disk.needs)
+            yield (
+                f"the run may write {in_bytes(disk.needed)} ({parts}), "
+                f"and {in_bytes(disk.free)} are free in {disk.folder}"
+            )
 
 
 def _engine(plan: Plan) -> Iterator[str]:
@@ -41,15 +109,9 @@ def _engine(plan: Plan) -> Iterator[str]:
             f"DeepSpeed {found} needs seconds per step for {2 * len(plan.adapted)} tensors of the "
             "adapter; install 0.18.7 or newer, or set engine.kind=ddp"
         )
-    if workers == 1:
+    if not engine.takes_weights_apart:
         return
-    bucket = engine.bucket_elements
-    if bucket is not None and 2 * bucket > plan.num_adapter:
-        yield (
-            f"engine.bucket_elements ({bucket:,}) holds more than half of the adapter "
-            f"({plan.num_adapter:,}), so that reducing it overlaps with nothing; leave it out"
-        )
-    if engine.takes_weights_apart and _fits_whole(plan):
+    if workers > 1 and _fits_whole(plan):
         yield (
             "engine.zero_stage=3 collects the frozen base in every pass and does without the fused "
             "blocks, and the base fits every worker whole; set 1 or 2"
@@ -62,7 +124,7 @@ def _fits_whole(plan: Plan) -> bool:
     whole = replace(plan, config=plan.config.model_copy(update={"engine": engine})).footprint
     keeps_all = plan.config.base.gradient_checkpointing is False
     least = whole.everywhere("products" if keeps_all else "inputs")
-    return whole.total(least) < _card(plan) * GIB
+    return plan.room is not None and whole.total(least) < plan.room.gib * GIB
 
 
 def _precision(plan: Plan) -> Iterator[str]:
@@ -74,114 +136,26 @@ def _precision(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    needed, card = sum(plan.memory.values()), _card(plan)
-    if plan.config.scaling.use_gpu and needed > card:
-        yield (
-            f"a worker needs about {needed:.0f} GiB, of which there are {card:.0f}; set "
-            "base.gradient_checkpointing=auto, or base.quantize=int8"
-        )
-    if plan.config.base.gradient_checkpointing is True:
-        footprint = plan.footprint
-        if footprint.is_fused and footprint.total(footprint.everywhere("products")) < card * GIB:
-            yield (
-                "base.gradient_checkpointing=true computes every block twice, and all of them fit; "
-                "set auto"
-            )
-
-
-def _schedule(plan: Plan) -> Iterator[str]:
-    config = plan.config
-    if config.optimizer.warmup_steps >= config.run.steps:
-        yield "optimizer.warmup_steps reaches run.steps: the peak learning rate is never used"
-    if config.checkpoint.every >= config.run.steps > 1:
-        yield (
-            f"checkpoint.every ({config.checkpoint.every}) is not below run.steps: "
-            "a crash loses the whole run"
-        )
-    if config.scaling.max_failures == 0 and config.scaling.workers > 1:
-        yield "scaling.max_failures=0: the first worker that dies ends the run"
-
-
-def _objective(plan: Plan) -> Iterator[str]:
-    shift = plan.config.objective.shift
-    if shift in ("none", 1) and plan.image_tokens >= _MANY_TOKENS:
-        yield (
-            f"objective.shift={shift} trains mostly low noise at {plan.image_tokens} tokens, where "
-            "the layout of a bundle is decided already; FLUX.1's own is auto"
-        )
-
-
-def _samples(plan: Plan) -> Iterator[str]:
-    if plan.index is None:
+    room, footprint = plan.room, plan.footprint
+    if room is None:
         return
-    config = plan.config
-    training, held_out = plan.num_samples("train"), plan.num_samples("val")
-    if training < config.data.global_batch:
+    needed = sum(plan.memory.values())
+    if needed > room.gib:
         yield (
-            f"the {training} training samples are fewer than data.global_batch "
-            f"({config.data.global_batch}): a step sees some of them twice"
+            f"a worker needs about {needed:.0f} GiB, of which there are {room.gib:.0f} "
+            f"({room.origin}); set base.gradient_checkpointing=auto, or base.quantize=int8"
         )
-    if config.validation.samples and not held_out:
-        yield "no sample is held out, so there will be no val/loss; shard with a val split"
-    elif config.validation.samples > held_out:
-        yield f"validation.samples is {config.validation.samples}, but {held_out} are held out"
+    keeps_least = plan.config.base.gradient_checkpointing is True and footprint.is_fused
+    if keeps_least and footprint.total(footprint.everywhere("products")) < room.gib * GIB:
+        yield (
+            "base.gradient_checkpointing=true computes every block twice, and all of them fit; "
+            "set auto"
+        )
 
 
 def _latents(plan: Plan) -> Iterator[str]:
-    """Say so if what is cached was made in another way; the base's weights are compared by `run`,
-    as that reads all of them."""
-    config, root = plan.config, plan.config.latents_root
-    if plan.index is None or not isinstance(root, Path) or not root.is_dir():
-        return
-    wanted = describe_encoder(
-        config.base.path, "", plan.index.layout, config.base.dtype, config.data.domains
-    )
-    differences = []
-    for folder in sorted(path.parent for path in root.glob(f"*/{ENCODER_FILE}")):
-        try:
-            found = read_encoder(folder)
-        except InputError as error:
-            yield str(error)
-            continue
-        before, now = found.model_dump(), wanted.model_dump()
-        different = [key for key in now if key != "base" and before[key] != now[key]]
-        if not different:
-            missing = len(not_encoded(folder, plan.index.shards))
-            if missing:
-                yield f"{missing} of {len(plan.index.shards)} shards are not encoded yet ({folder})"
-            return
-        differences.append(f"{folder.name} has another {', '.join(different)}")
-    if differences:
-        yield f"no latents in {root} fit, all will be encoded anew: {'; '.join(differences)}"
-
-
-def _disk(plan: Plan) -> Iterator[str]:
-    disks: dict[int, list[Need]] = {}
-    for need in disk_needs(plan):
-        disks.setdefault(_disk_of(need.folder), []).append(need)
-    for needs in disks.values():
-        folder, total = _existing(needs[0].folder), sum(need.num_bytes for need in needs)
-        free = shutil.disk_usage(folder).free
-        if total > free:
-            parts = ", ".join(f"{need.what} {need.num_bytes / GIB:.1f}" for need in needs)
-            yield (
-                f"the run may write {total / GIB:.1f} GiB ({parts}), "
-                f"and {free / GIB:.1f} are free in {folder}"
-            )
-
-
-def _disk_of(folder: Path) -> int:
-    return _existing(folder).stat().st_dev
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there already."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _card(plan: Plan) -> float:
-    budget = plan.config.engine.memory_budget_gib
-    return ASSUMED_BUDGET_GIB if budget == "auto" else budget
+    if plan.encoded is not None and plan.encoded.is_unexpected:
+        yield f"latents and text embeddings: {plan.encoded.said}"
 
 
 def _installed(package: str) -> str:

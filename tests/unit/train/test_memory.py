@@ -1,10 +1,12 @@
 """What blocks keep follows from what memory there is."""
 
+from pathlib import Path
+
 import pytest
 from tiny_training import tiny_config
 
 from kiss3d_infer.errors import InputError
-from kiss3d_train.memory import GIB, Footprint, Keep, budget_of
+from kiss3d_train.memory import GIB, Footprint, Keep, Room, budget_of, room_of
 
 AUTO = tiny_config({"base.gradient_checkpointing": "auto"})
 
@@ -55,3 +57,30 @@ def test_without_a_known_budget_nothing_is_computed_again() -> None:
     assert budget_of(AUTO, torch.device("cpu")) is None
     assert set(flux(22.2).keeps(AUTO, None)) == {"products"}
     assert set(flux(22.2, is_fused=False).keeps(AUTO, None)) == {"inputs"}
+
+
+def test_a_plan_counts_on_the_card_that_is_named_found_or_assumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    on_gpu = tiny_config({"scaling.use_gpu": True})
+    named = tiny_config({"scaling.use_gpu": True, "engine.memory_budget_gib": 40})
+    assert room_of(AUTO) is None
+    assert room_of(named) == Room(40, "as engine.memory_budget_gib says")
+    assumed = room_of(on_gpu)
+    assert assumed == Room(77, "assumed as what one of 80 GB leaves")
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '81559, NVIDIA H100 80GB HBM3'\necho '24564, NVIDIA A10'\n")
+    smi.chmod(0o755)
+    found = room_of(on_gpu)
+    assert found is not None
+    assert found.origin == "what the NVIDIA A10 here leaves"  # a worker may get either
+    assert found.gib == pytest.approx(24564 / 1024 - 2.6)
+    assert room_of(named) == Room(40, "as engine.memory_budget_gib says")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert room_of(on_gpu) == assumed  # the cluster's cards are others
+    monkeypatch.delenv("RAY_ADDRESS")
+    smi.write_text("#!/bin/sh\necho '[N/A], NVIDIA GB10'\n")
+    assert room_of(on_gpu) == assumed

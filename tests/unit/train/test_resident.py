@@ -21,6 +21,7 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.latents import LatentSplit, open_split
 from kiss3d_train.data.resident import ResidentSamples, ResidentStream, read_resident
 from kiss3d_train.data.shards import load_index
+from kiss3d_train.figures import figures_of
 from kiss3d_train.objective import Batch, pack
 from kiss3d_train.plan import make_plan
 from kiss3d_train.worker import Outcome, work
@@ -218,7 +219,7 @@ def test_a_split_that_is_larger_than_the_memory_is_told(
 def test_the_plan_says_what_it_takes(shards: Path, base: Path) -> None:
     def figures(*more: str) -> dict[str, str]:
         overrides = [*overrides_of(Path("unused"), base, shards), *more]
-        return dict(make_plan(load_config(TrainConfig, RECIPE, overrides).config).figures())
+        return dict(figures_of(make_plan(load_config(TrainConfig, RECIPE, overrides).config)))
 
     assert "MiB of latents" in figures()["resident on each device"]
     assert "resident on each device" not in figures("data.resident=false")

@@ -6,6 +6,7 @@ import pytest
 
 from kiss3d_infer.bundle.layout import PUBLISHED
 from kiss3d_infer.config import load_config
+from kiss3d_train import disk
 from kiss3d_train import traps as module
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.data.encode import create_cache, describe_encoder
@@ -22,6 +23,12 @@ def warnings_of(shards: Path, *overrides: str) -> list[str]:
     base = [f"base.path={FLUX}", f"data.shards={shards}", *overrides]
     recipe = ROOT / "configs" / "train" / "flux-lora.yaml"
     return traps(make_plan(load_config(TrainConfig, recipe, base).config))
+
+
+@pytest.fixture(autouse=True)
+def one_machine_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", "")
 
 
 @pytest.fixture
@@ -110,18 +117,18 @@ def test_a_disk_that_will_be_full_is_named(shards: Path, monkeypatch: pytest.Mon
     (sentence,) = on_one_disk(shards)
     # 261 M weights: 3 checkpoints, the best and one more, of three float32 each; the adapter and
     # the best one, twice; and 200 samples of 2 MiB of latents and 4 MiB of text.
-    assert "checkpoints 14.6, adapters 1.9, MLflow's copies 1.9, latents and text" in sentence
-    assert "embeddings 1.2), and 0.5 are free in" in sentence
+    assert "checkpoints 14.6 GiB, adapters 1.9 GiB, MLflow's copies 1.9 GiB, " in sentence
+    assert "latents and text embeddings 1.2 GiB), and 512.0 MiB are free in" in sentence
     (sentence,) = on_one_disk(shards, "optimizer.ema_decay=0.99", "validation.samples=0")
-    assert "checkpoints 15.6, adapters 1.9" in sentence
+    assert "checkpoints 15.6 GiB, adapters 1.9 GiB" in sentence
     (sentence,) = on_one_disk(shards, "samples.prompts=[a lamp]", "samples.every=5000")
-    assert "samples 3.9" in sentence  # four adapters, and drawings of 6 MiB
+    assert "samples 3.9 GiB" in sentence  # four adapters, and drawings of 6 MiB
 
 
 def test_all_that_one_disk_takes_is_added_up(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free_bytes(monkeypatch, 15 << 30)
     assert len(on_one_disk(shards)) == 1  # nothing alone is as large
-    monkeypatch.setattr(module, "_disk_of", lambda folder: hash(folder))
+    monkeypatch.setattr(disk, "_disk_of", lambda folder: hash(folder))
     assert on_one_disk(shards) == []
 
 
@@ -133,6 +140,15 @@ def test_latents_of_another_precision_are_named(shards: Path) -> None:
     create_cache(describe_encoder(FLUX, "b" * 64, PUBLISHED, "bfloat16"), root)
     assert "2 of 2 shards are not encoded yet" in "\n".join(warnings_of(shards))
     assert "has another domains" in "\n".join(warnings_of(shards, "data.domains=switch"))
+
+
+def test_latents_that_are_encoded_anew_need_room(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shards.with_name("shards.latents")
+    create_cache(describe_encoder(FLUX, "b" * 64, PUBLISHED, "float32"), root)
+    free_bytes(monkeypatch, 1 << 30)
+    assert "latents and text embeddings 1.2 GiB" in "\n".join(on_one_disk(shards))
 
 
 def test_a_data_set_without_held_out_samples_is_named(shards: Path) -> None:
