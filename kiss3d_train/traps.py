@@ -3,20 +3,31 @@
 `traps` is for adapters. What also holds for whole parts asks for less than a plan, and is public.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import psutil
+
+from kiss3d_infer.mlflow_server import SQLITE
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.disk import Need, disk_needs, disks
 from kiss3d_train.engine import reduces_in_buckets
 from kiss3d_train.memory import GIB, in_bytes
+from kiss3d_train.objective import shift_mu
 from kiss3d_train.plan import Plan
 
 _QUADRATIC_DEEPSPEED = ("0.18.5", "0.18.6")
 """They recount all parameters in every gradient hook (DeepSpeed #7780, mended by #7886)."""
 _LARGE_BASE = 1e9
 _MANY_TOKENS = 2048
+_FAR_SHIFT = 1.8
+"""Factor between two shifts; that between FLUX.1's for 4096 and for 8192 tokens is 2."""
+_OWN_DISKS = ("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
+"""File systems that only one machine mounts."""
 
 
 def traps(plan: Plan) -> list[str]:
@@ -25,6 +36,7 @@ def traps(plan: Plan) -> list[str]:
         _engine,
         _precision,
         _memory,
+        _guidance,
         _latents,
     )
     config, found = plan.config, [sentence for check in checks for sentence in check(plan)]
@@ -36,6 +48,7 @@ def traps(plan: Plan) -> list[str]:
         *bad_schedule(config),
         *far_shift(config, plan.image_tokens),
         *full_disks(disk_needs(plan)),
+        *unshared(config),
     ]
 
 
@@ -65,10 +78,20 @@ def bad_schedule(config: TrainConfig) -> Iterator[str]:
 def far_shift(config: TrainConfig, num_tokens: int) -> Iterator[str]:
     """A timestep shift for another number of image tokens."""
     chosen = config.objective.shift
-    if chosen in ("none", 1) and num_tokens >= _MANY_TOKENS:
+    if chosen == "auto":
+        return
+    automatic = config.objective.model_copy(update={"shift": "auto"})
+    own = math.exp(shift_mu(automatic, num_tokens) or 0)
+    if chosen in ("none", 1):
+        if num_tokens >= _MANY_TOKENS:
+            yield (
+                f"objective.shift={chosen} trains mostly low noise at {num_tokens} tokens, where "
+                "the layout of a bundle is decided already; FLUX.1's own is auto"
+            )
+    elif not 1 / _FAR_SHIFT < float(chosen) / own < _FAR_SHIFT:
         yield (
-            f"objective.shift={chosen} trains mostly low noise at {num_tokens} tokens, where "
-            "the layout of a bundle is decided already; FLUX.1's own is auto"
+            f"objective.shift={chosen:g} is far from {own:.2f}, FLUX.1's own for {num_tokens} "
+            "image tokens; set auto"
         )
 
 
@@ -102,6 +125,39 @@ def full_disks(needs: Iterable[Need]) -> Iterator[str]:
             )
 
 
+def unshared(config: TrainConfig) -> Iterator[str]:
+    """What the other machines of a cluster do not see."""
+    if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+        return
+    uri = config.tracking.uri
+    places = {
+        "run.dir": config.run.dir,
+        "base.path": config.base.path,
+        "data.shards": config.data.shards,
+        "data.latents": None if config.full else config.latents_root,
+        "adapter.init_from": config.adapter.init_from,
+        "tracking.uri": Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None,
+    }
+    local = [key for key, place in places.items() if isinstance(place, Path) and _is_own(place)]
+    if local:
+        yield (
+            f"{', '.join(local)}: on a disk of this machine's own, and the cluster at RAY_ADDRESS "
+            "may have others; use storage that all of them mount, and a server for tracking.uri"
+        )
+
+
+def _is_own(place: Path) -> bool:
+    place = place.resolve()
+    above = [
+        mount
+        for mount in psutil.disk_partitions(all=True)
+        if place.is_relative_to(mount.mountpoint)
+    ]
+    # The last of equals: it was mounted over the others.
+    nearest = max(reversed(above), key=lambda mount: len(mount.mountpoint), default=None)
+    return nearest is not None and nearest.fstype in _OWN_DISKS
+
+
 def _engine(plan: Plan) -> Iterator[str]:
     engine, workers = plan.config.engine, plan.config.scaling.workers
     if engine.kind == "deepspeed" and (found := _installed("deepspeed")) in _QUADRATIC_DEEPSPEED:
@@ -111,6 +167,11 @@ def _engine(plan: Plan) -> Iterator[str]:
         )
     if not engine.takes_weights_apart:
         return
+    if engine.compile is True:
+        yield (
+            "engine.compile=true does nothing with engine.zero_stage=3, whose blocks are never "
+            "compiled; leave it out"
+        )
     if workers > 1 and _fits_whole(plan):
         yield (
             "engine.zero_stage=3 collects the frozen base in every pass and does without the fused "
@@ -150,6 +211,15 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield (
             "base.gradient_checkpointing=true computes every block twice, and all of them fit; "
             "set auto"
+        )
+
+
+def _guidance(plan: Plan) -> Iterator[str]:
+    guidance = plan.config.objective.guidance
+    if plan.takes_guidance and guidance != 1:
+        yield (
+            f"objective.guidance={guidance:g} belongs to drawing: training's target is the "
+            "conditional velocity itself, which a guidance-distilled base gives at 1.0; set 1.0"
         )
 
 

@@ -2,6 +2,7 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kiss3d_infer.bundle.layout import PUBLISHED
@@ -17,6 +18,7 @@ from kiss3d_train.traps import traps
 ROOT = Path(__file__).parents[3]
 FLUX = ROOT / "configs" / "models" / "flux1-dev"
 Usage = namedtuple("Usage", "total used free")
+Mount = namedtuple("Mount", "mountpoint fstype")
 
 
 def warnings_of(shards: Path, *overrides: str) -> list[str]:
@@ -81,6 +83,9 @@ def test_a_sound_recipe_has_no_warning(shards: Path) -> None:
         (["optimizer.warmup_steps=20000"], "peak learning rate is never used"),
         (["checkpoint.every=20000"], "a crash loses the whole run"),
         (["scaling.max_failures=0"], "the first worker that dies ends the run"),
+        (["engine.zero_stage=3", "engine.compile=true"], "engine.compile=true does nothing"),
+        (["objective.guidance=3.5"], "objective.guidance=3.5 belongs to drawing"),
+        (["objective.shift=3"], "far from 6.32, FLUX.1's own for 8192 image tokens"),
         (["objective.shift=none"], "trains mostly low noise at 8192 tokens"),
         (["data.global_batch=128"], "fewer than data.global_batch"),
         (["validation.samples=200"], "but 100 are held out"),
@@ -88,6 +93,32 @@ def test_a_sound_recipe_has_no_warning(shards: Path) -> None:
 )
 def test_every_trap_of_a_recipe_is_named(shards: Path, overrides: list[str], words: str) -> None:
     assert words in "\n".join(warnings_of(shards, *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.shift=6"],
+        ["objective.shift=3", "data.domains=switch"],  # half the tokens
+        ["engine.compile=true"],
+        ["objective.guidance=3.5", f"base.path={FLUX.with_name('mini')}"],  # it takes no guidance
+    ],
+)
+def test_what_is_no_trap_is_not_named(shards: Path, overrides: list[str]) -> None:
+    assert warnings_of(shards, *overrides) == []
+
+
+def test_a_cluster_that_sees_no_disk_of_this_machine_is_named(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [Mount("/", "ext4"), Mount(str(shards), "nfs4")]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+    assert warnings_of(shards) == []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    (sentence,) = warnings_of(shards, f"run.dir={shards}/run", "data.latents=s3://bucket/latents")
+    assert sentence.startswith("base.path, tracking.uri: on a disk of this machine's own")
+    mounts.append(Mount("/", "nfs4"))  # over the other
+    assert warnings_of(shards) == []
 
 
 def test_zero_3_is_right_where_a_whole_base_does_not_fit(shards: Path) -> None:
