@@ -353,15 +353,19 @@ def plan(config: Recipe, overrides: Overrides = None) -> None:
     from kiss3d_train.figures import figures_of, show_plan
     from kiss3d_train.plan import make_plan
     from kiss3d_train.traps import traps
-    from kiss3d_train.whole.plan import plan_whole
+    from kiss3d_train.whole.plan import plan_whole, whole_figures
+    from kiss3d_train.whole.traps import whole_traps
 
     resolved = load_config(TrainConfig, config, overrides or ())
     if resolved.config.full is not None:
-        show_plan(resolved, plan_whole(resolved.config).figures())
-        return
-    made = make_plan(resolved.config)
-    show_plan(resolved, figures_of(made))
-    for sentence in traps(made):
+        whole = plan_whole(resolved.config)
+        show_plan(resolved, whole_figures(whole))
+        found = whole_traps(whole)
+    else:
+        made = make_plan(resolved.config)
+        show_plan(resolved, figures_of(made))
+        found = traps(made)
+    for sentence in found:
         typer.echo(f"  warning: {sentence}")
 
 

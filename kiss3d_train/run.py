@@ -45,6 +45,8 @@ from kiss3d_train.summary import (
     values_of,
 )
 from kiss3d_train.traps import traps
+from kiss3d_train.whole.plan import plan_whole
+from kiss3d_train.whole.traps import whole_traps
 from kiss3d_train.worker import LOG_FILE, Job, Outcome, ray_worker
 
 _POLL_SECONDS = 0.5
@@ -85,7 +87,7 @@ def _train_from(
     identity: Identity,
 ) -> TrainSummary:
     plan = None if config.full else make_plan(resolved.config)
-    for sentence in traps(plan) if plan else ():
+    for sentence in traps(plan) if plan else whole_traps(plan_whole(resolved.config)):
         print(f"warning: {sentence}", file=sys.stderr)
     scaling = config.scaling
     num_cpus = scaling.fewest * scaling.cpus_per_worker + cpus_of(config.samples)

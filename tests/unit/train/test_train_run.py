@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from tiny_training import tiny_config
 
-from kiss3d_infer.config import Resolved
+from kiss3d_infer.config import Resolved, load_config
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import locked
 from kiss3d_infer.tracking import Tracker
@@ -171,3 +171,27 @@ def test_a_wait_for_room_is_explained_once(
     easel = Easel(job.config, cast(Tracker, None))
     assert run._fit(cast(Job, job), easel) == "outcome"
     assert capsys.readouterr().err.count("no worker has begun yet") == times
+
+
+@pytest.mark.parametrize("recipe", ["mini-lora", "mini-base"])
+def test_warnings_come_before_any_device_is_taken(
+    recipe: str,
+    shards: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class TakenError(Exception):
+        pass
+
+    def take(_: int) -> None:
+        raise TakenError
+
+    monkeypatch.setattr(run, "ray_session", take)
+    overrides = [f"run.dir={tmp_path}", f"base.path={base}", f"data.shards={shards}"]
+    overrides += ["run.steps=5", "engine.cuda_graphs=false", "tracking.uri=http://nowhere:1"]
+    path = Path(__file__).parents[3] / "configs" / "train" / f"{recipe}.yaml"
+    with pytest.raises(TakenError):
+        run_training(load_config(TrainConfig, path, overrides))
+    assert "warning: optimizer.warmup_steps reaches run.steps" in capsys.readouterr().err
