@@ -80,17 +80,28 @@ def step_breakdown(times: Sequence[float]) -> dict[str, float]:
         times: seconds per step by worker and part, [W * P].
 
     Returns:
-        Means over workers: `perf/data_wait_s`; `perf/forward_s`; `perf/forward_backward_s`, with
-        what of the reduction overlaps with it; `perf/reduce_optimizer_s`, the rest of it, clipping
-        and the update. `perf/straggler`: the slowest worker's forward passes over the mean; in all
-        else a fast worker waits for the slow ones, which hides who is slow.
+        Means over workers: `perf/data_wait_s`; `perf/forward_s`; `perf/backward_s`, with what of
+        the reduction overlaps with it; `perf/forward_backward_s`, the two together;
+        `perf/reduce_optimizer_s`, the rest of the reduction, clipping and the update.
+        `perf/straggler`: the slowest worker's forward passes over the mean; in all else a fast
+        worker waits for the slow ones, which hides who is slow. Of several workers also
+        `perf/slowest_rank`, and `perf/straggler/rank_<K>`: each one's forward passes over the mean.
     """
     table_WP = torch.tensor(times, dtype=torch.float64).reshape(-1, len(PARTS))
-    means = table_WP.mean(dim=0).tolist()
-    forward_W = table_WP[:, PARTS.index("forward")]
-    metrics = {f"perf/{part}_s": mean for part, mean in zip(PARTS, means, strict=True)}
-    if forward_W.mean() > 0:
-        metrics["perf/straggler"] = float(forward_W.max() / forward_W.mean())
+    means = dict(zip(PARTS, table_WP.mean(dim=0).tolist(), strict=True))
+    metrics = {f"perf/{part}_s": mean for part, mean in means.items()}
+    metrics["perf/backward_s"] = means["forward_backward"] - means["forward"]
+    return metrics | _stragglers(table_WP[:, PARTS.index("forward")])
+
+
+def _stragglers(forward_W: Tensor) -> dict[str, float]:
+    if forward_W.mean() <= 0:
+        return {}
+    scores = (forward_W / forward_W.mean()).tolist()
+    metrics = {"perf/straggler": max(scores)}
+    if len(scores) > 1:
+        metrics["perf/slowest_rank"] = float(scores.index(max(scores)))
+        metrics |= {f"perf/straggler/rank_{rank}": score for rank, score in enumerate(scores)}
     return metrics
 
 

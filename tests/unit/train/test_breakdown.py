@@ -13,12 +13,27 @@ from kiss3d_train.objective import Batch
 
 def test_the_slowest_worker_is_told_by_its_own_forward_passes() -> None:
     fast, slow = [0.1, 1.0, 5.0, 0.2], [0.3, 2.0, 5.0, 0.4]  # fast ones wait in the backward pass
-    metrics = step_breakdown([*fast, *fast, *fast, *slow])
+    metrics = step_breakdown([*fast, *fast, *slow, *fast])
     assert metrics["perf/data_wait_s"] == pytest.approx(0.15)
     assert metrics["perf/forward_s"] == pytest.approx(1.25)
+    assert metrics["perf/backward_s"] == pytest.approx(3.75)
     assert metrics["perf/forward_backward_s"] == pytest.approx(5.0)
     assert metrics["perf/reduce_optimizer_s"] == pytest.approx(0.25)
     assert metrics["perf/straggler"] == pytest.approx(2.0 / 1.25)
+    assert metrics["perf/slowest_rank"] == 2
+    scores = [metrics[f"perf/straggler/rank_{rank}"] for rank in range(4)]
+    assert scores == pytest.approx([0.8, 0.8, 1.6, 0.8])
+
+
+def test_a_lone_worker_is_not_ranked() -> None:
+    metrics = step_breakdown([0.1, 1.0, 5.0, 0.2])
+    assert metrics["perf/straggler"] == 1.0
+    assert not [name for name in metrics if "rank" in name]
+
+
+def test_workers_that_measured_no_forward_pass_have_no_straggler() -> None:
+    metrics = step_breakdown([0.1, 0.0, 5.0, 0.2] * 2)
+    assert not [name for name in metrics if "straggler" in name or "rank" in name]
 
 
 def test_parts_are_means_over_the_steps_of_a_window(
