@@ -40,7 +40,7 @@ class RunSection(Config):
     """auto: continue from the newest intact checkpoint of run.dir, if any. never: run.dir must be
     empty. Otherwise the path of a checkpoint to continue from."""
     log_every: Positive = 10
-    """Steps between progress lines; in between metrics stay on the device, and no step waits."""
+    """Steps between progress lines; in between metrics stay on the device."""
 
 
 class BaseSection(Config):

@@ -1,10 +1,12 @@
-"""The training loop, read from top to bottom. Nothing in it waits for the device between drains."""
+"""The training loop, read from top to bottom.
+
+Nothing in it waits for the device between drains, but every few seconds for a request to stop.
+"""
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,9 +20,7 @@ from kiss3d_train.checkpoint import Best
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves
 from kiss3d_train.engine import Batch, Engine, LossFn, State
-
-STOP_FILE = ".stop"
-"""Its presence in run.dir asks the run to save a checkpoint and end at the next drain."""
+from kiss3d_train.stopping import Lookout
 
 
 class Sink(Protocol):
@@ -79,6 +79,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._clock = StepClock(self.engine.device)
+        self._lookout = Lookout(self.config.run.dir, self.engine.device)
 
     def run(self, first_step: int) -> tuple[int, list[float]]:
         """Train to the end or until asked to stop; returns the steps done and each one's loss."""
@@ -88,13 +89,14 @@ class Trainer:
         while step < config.run.steps:
             self.train_step(step)
             step += 1
-            is_last, stop = step == config.run.steps, False
+            is_last = step == config.run.steps
             validates = self.validate and (is_last or _due(step, config.validation.every))
             saves = is_last or _due(step, config.checkpoint.every)
             draws = self.request_samples and (is_last or _due(step, config.samples.every))
-            if validates or saves or draws or _due(step, config.run.log_every):
-                window, stop = self.drain(step)  # so that no step's time holds what follows
-                losses += window
+            is_due = bool(validates or saves or draws or _due(step, config.run.log_every))
+            stop = self._lookout.sees_request(look_now=is_due)
+            if stop or is_due:
+                losses += self.drain(step)  # so that no step's time holds what follows
             if self.validate and validates:
                 saves |= self._hold_out(self.validate(), step)
                 self._drained_at = time.perf_counter()
@@ -122,11 +124,10 @@ class Trainer:
                 self.average.update(step)
         self._pending.append((loss, grad_norm))
 
-    def drain(self, step: int) -> tuple[list[float], bool]:
+    def drain(self, step: int) -> list[float]:
         """Fetch, average and log what the steps since the last drain left on the device.
 
-        Returns the mean loss of each of these steps, and whether someone asked the run to stop.
-        Collective.
+        Returns the mean loss of each of these steps. Collective.
 
         Raises:
             InputError: a loss or a gradient is not finite; all workers raise it.
@@ -134,12 +135,12 @@ class Trainer:
         num = len(self._pending)
         losses = torch.stack([loss for loss, _ in self._pending])
         norms = torch.stack([norm.to(losses.device) for _, norm in self._pending])
-        counts = (float(self._stop_is_requested()), float(self.stream.num_skipped))
+        skips = losses.new_tensor([float(self.stream.num_skipped)])
         parts = self.curves.take() if self.curves else losses.new_zeros(0)
         times = self._clock.take(num).to(losses)
-        summed = torch.cat([losses, norms, losses.new_tensor(counts), parts, times])
+        summed = torch.cat([losses, norms, skips, parts, times])
         dist.all_reduce(summed)
-        stop, skipped, *sums = summed[2 * num :].tolist()
+        skipped, *sums = summed[2 * num :].tolist()
         curves, times_by_rank = sums[: len(parts)], sums[len(parts) :]
         values = (summed[: 2 * num] / dist.get_world_size()).tolist()
         means, grad_norms = values[:num], values[num:]
@@ -163,7 +164,7 @@ class Trainer:
             self.log({"perf/mfu": mfu}, step)
         if self.sink:
             self.sink.show(_progress_line(self.config, step, sum(means) / num, seconds, mfu))
-        return means, stop > 0
+        return means
 
     def state(self) -> State:
         """The whole training state on rank 0, with the average if one is kept. Collective.
@@ -190,9 +191,6 @@ class Trainer:
         self.best = Best(step, loss)
         self.log({"val/best_loss": loss}, step)
         return True
-
-    def _stop_is_requested(self) -> bool:
-        return dist.get_rank() == 0 and (Path(self.config.run.dir) / STOP_FILE).exists()
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

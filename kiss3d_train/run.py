@@ -28,12 +28,12 @@ from kiss3d_train.data.shards import ShardIndex, ShardReader
 from kiss3d_train.data.shards.index import INDEX_NAME
 from kiss3d_train.data.storage import Place, absolute, name_of
 from kiss3d_train.logs import keep_ray_logs, quiet_driver, size_of_worker_logs
-from kiss3d_train.loop import STOP_FILE
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
 from kiss3d_train.registry import best_folder, register_best
 from kiss3d_train.resume import RUN_FILE, Start, decide_start, identity_of
 from kiss3d_train.samples.painter import Easel, check_room, cpus_of, drawing_beside
+from kiss3d_train.stopping import STOP_FILE
 from kiss3d_train.summary import (
     SUMMARY_FILE,
     TrainSummary,

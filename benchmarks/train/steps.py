@@ -57,7 +57,7 @@ def ours(
         trainer.train_step(number)
         done = number + 1
 
-    return Training(step, lambda: trainer.drain(done)[0], stream)
+    return Training(step, lambda: trainer.drain(done), stream)
 
 
 def diffusers_recipe(

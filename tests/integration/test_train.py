@@ -180,29 +180,31 @@ def started(workspace: Path, run: str, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_the_resumed_run_ends_as_a_straight_one(
-    straight: TrainSummary, workspace: Path
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_a_checkpoint_and_the_resumed_one_ends_as_a_straight_one(
+    straight: TrainSummary, workspace: Path, request_to_stop: signal.Signals
 ) -> None:
     from mlflow import MlflowClient
 
-    with started(workspace, "interrupted") as process:
+    name = f"stopped by {request_to_stop.name}"
+    with started(workspace, name) as process:
         assert process.stdout is not None
         output = ""
         for line in process.stdout:
             output += line
             if "step 2/" in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(request_to_stop)
             if "stopping: " in line:
-                process.send_signal(signal.SIGINT)  # as timeout(1) does, to the group
+                process.send_signal(request_to_stop)  # as timeout(1) does, to the group
     assert process.returncode == 1, output
     assert "stopped; the same command with --set run.resume=auto goes on" in output
-    stopped = json.loads((workspace / "interrupted" / "summary.json").read_text())
+    stopped = json.loads((workspace / name / "summary.json").read_text())
     assert stopped["status"] == "stopped"
     assert 2 <= stopped["steps"] < STEPS
     client = MlflowClient(f"sqlite:///{workspace / 'mlruns.db'}")
     assert client.get_run(stopped["run_id"]).info.status == "KILLED"
 
-    resumed = train(workspace, "interrupted")
+    resumed = train(workspace, name)
     assert resumed.run_id == stopped["run_id"]
     assert client.get_run(resumed.run_id).info.status == "FINISHED"
     assert tuple(stopped["losses"]) + resumed.losses == straight.losses
