@@ -1,18 +1,22 @@
 """Every engine trains alike, alone and in a group, and takes over the state of any other."""
 
 import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
+from torch import Tensor
 
 from kiss3d_train.config import TrainConfig
 from kiss3d_train.engine import KINDS, Engine, State, bucket_elements, deepspeed_config
 
 ENGINES = [("ddp", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 SPLIT, END = 2, 4
+PRELOADED = ["diffusers.models.transformers.transformer_flux", "kiss3d_train.assembly"]
+"""Seconds of imports, done once for all workers."""
 TOLERANCE = 2e-5
 
 
@@ -46,6 +50,15 @@ def lend_to_an_average(engine: Engine, config: TrainConfig) -> None:
     assert not torch.equal(*losses)
 
 
+def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    """Of all tensors, relative to each one's largest value."""
+    assert found.keys() == expected.keys() and found
+    pairs = ((found[key], tensor) for key, tensor in expected.items())
+    return torch.stack(
+        [(a - b).abs().max() / b.abs().max().clamp(min=1e-30) for a, b in pairs]
+    ).max()
+
+
 def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> None:
     """For each engine: train straight, then from a gathered state; rank 0 writes the results."""
     join_group(rank, world_size, port)
@@ -66,19 +79,23 @@ def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> No
         again = train_steps(resumed, config, SPLIT, END)
         final_again = resumed.gather()
         if rank == 0:
-            same = all(torch.equal(flat(final)[k], t) for k, t in flat(final_again).items())
             results = {"losses": torch.tensor(losses, dtype=torch.float64)}
             results["again"] = torch.tensor(again, dtype=torch.float64)
-            results["same"] = torch.tensor([float(same and bool(final["weight"]))])
+            results["difference"] = largest_difference(flat(final), flat(final_again))
+            # After a first backward pass DDP orders its buckets anew, and with them how gradients
+            # are added up, which the last bits of a sum of more than two tell.
+            is_reordered = kind == "ddp" and world_size > 2
+            results["allowed"] = torch.tensor(1e-5 if is_reordered else 0.0)
             save_file(results, folder / f"{kind}{stage}.results.safetensors")
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=["1 worker", "2 workers", "4 workers"])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     world_size: int = request.param
     folder = tmp_path_factory.mktemp(f"workers{world_size}")
-    context, port = multiprocessing.get_context("spawn"), free_port()
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(PRELOADED)
     workers = [
         context.Process(target=train_all_engines, args=(rank, world_size, port, folder))
         for rank in range(world_size)
@@ -132,8 +149,10 @@ def test_a_resumed_run_repeats_the_straight_one_bitwise(
     results: Path, kind: str, stage: int
 ) -> None:
     found = load_file(results / f"{kind}{stage}.results.safetensors")
-    assert torch.equal(found["again"], found["losses"][SPLIT:])
-    assert found["same"].item() == 1
+    allowed = found["allowed"].item()
+    expected = found["losses"][SPLIT:].tolist()
+    assert found["again"].tolist() == pytest.approx(expected, rel=allowed, abs=0)
+    assert found["difference"].item() <= allowed
 
 
 def test_the_state_is_the_same_for_every_engine(results: Path) -> None:
