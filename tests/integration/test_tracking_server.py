@@ -1,15 +1,27 @@
 """Tracking through a real MLflow server that comes and goes, and through one that hangs."""
 
+import itertools
 import logging
 import socket
+import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from kiss3d_infer import tracking
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.tracking import Tracker
+from kiss3d_train.worker import _opened_sink, work
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "unit" / "train"))
+
+from tiny_data import encode_here, make_base, make_shards  # noqa: E402
+from tiny_training import free_port, job_of, join_group  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +98,67 @@ def test_points_of_an_outage_arrive_once_when_the_server_is_back(
         assert steps_logged(port, tracker.run_id) == list(range(51))
         assert tracker.num_dropped == 0
         assert tracker.how_to_open.startswith(f"http://127.0.0.1:{port}/#/experiments/")
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process alone."""
+    join_group(0, 1, free_port())
+    yield
+    dist.destroy_process_group()
+
+
+def until(is_so):
+    """Wait for what a thread of the tracker does."""
+    while not is_so():
+        threading.Event().wait(0.01)  # pytest's timeout ends what never comes
+
+
+def test_a_run_trains_on_through_an_outage_and_every_step_is_there_once(
+    application, port, impatient, alone, monkeypatch, caplog, tmp_path
+):
+    shards, base, steps = make_shards(tmp_path), make_base(tmp_path), 12
+    overrides = [
+        f"run={{dir: {tmp_path / 'run'}, steps: {steps}, log_every: 1}}",
+        f"base.path={base}",
+        f"data.shards={shards}",
+        "validation={every: 3, samples: 1}",
+        "checkpoint.every=5",
+        f"tracking.uri=http://127.0.0.1:{port}",
+    ]
+    latents = encode_here(shards, base, tmp_path / "latents")
+    job = job_of(ROOT / "configs" / "train" / "mini.yaml", overrides, latents)
+    job.config.run.dir.mkdir()
+    with ExitStack() as server:
+        server.enter_context(serving(application, port))
+        driver = open_tracker(port)
+
+        def take_away():
+            until(lambda: steps_logged(port, driver.run_id, "train/loss"))
+            server.close()
+
+        def bring_back():
+            until(lambda: "does not answer; trying again" in caplog.text)
+            server.enter_context(serving(application, port))
+
+        happens, count = {4: take_away, 9: bring_back}, itertools.count(1)
+        with _opened_sink(replace(job, tracking_run=driver.run_id)) as sink:
+            show = sink.show
+
+            def show_and_go_on(line):
+                show(line)
+                happens.pop(next(count), lambda: None)()
+
+            monkeypatch.setattr(sink, "show", show_and_go_on)
+            outcome = work(job, sink)
+        driver.close()
+        assert outcome.step == steps and not happens
+        for name in ("train/loss", "train/lr", "perf/step_s", "train/loss_by_region/rgb"):
+            assert sorted(steps_logged(port, driver.run_id, name)) == list(range(1, steps + 1)), (
+                name
+            )
+        assert sorted(steps_logged(port, driver.run_id, "val/loss")) == [3, 6, 9, 12]
+        assert sink._tracker.num_dropped == driver.num_dropped == 0
 
 
 def test_a_server_that_stays_away_costs_points_and_nothing_else(
