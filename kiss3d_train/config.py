@@ -73,7 +73,8 @@ class DataSection(Config):
     """Samples per optimizer step over all workers; part of the experiment, not of the hardware."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """A sample that is missing or damaged ends the run; or another takes its place, the same for
-    any number of workers, and data/skipped_samples counts it."""
+    any number of workers, and data/skipped_samples counts it. So with all samples of a tar that is
+    missing or damaged as it is to be encoded."""
     prefetch: Positive = 8
     """Samples that each worker reads ahead of the step that it prepares."""
     readers: Positive = 2

@@ -23,10 +23,11 @@ from kiss3d_train.checkpoint import Identity
 from kiss3d_train.config import ScalingSection, TrainConfig
 from kiss3d_train.data.encode import encode_shards
 from kiss3d_train.data.job_run import data_run_tags
-from kiss3d_train.data.latents import read_encoder
-from kiss3d_train.data.shards import ShardIndex, ShardReader
+from kiss3d_train.data.latents import name_of_cache, read_encoder
+from kiss3d_train.data.lost import require_encodable, require_tars
+from kiss3d_train.data.shards import ShardIndex, load_index
 from kiss3d_train.data.shards.index import INDEX_NAME
-from kiss3d_train.data.storage import Place, absolute, name_of
+from kiss3d_train.data.storage import Place, absolute, folder_at, name_of
 from kiss3d_train.logs import keep_ray_logs, quiet_driver, size_of_worker_logs
 from kiss3d_train.plan import make_plan
 from kiss3d_train.ray_session import find_input_error, ray_session, unwrapped
@@ -69,8 +70,9 @@ def run_training(resolved: Resolved[TrainConfig]) -> TrainSummary:
     """
     quiet_driver()
     config = with_absolute_paths(resolved.config)
-    index = ShardReader(config.data.shards).index
+    index = load_index(config.data.shards)
     identity = identity_of(config, base_identity(config.base.path), index)
+    _require_data(config, index, identity)
     with locked(config.run.dir):
         start = decide_start(config, identity)
         if start.step >= config.run.steps and (summary := finished_at(start.step, config)):
@@ -120,6 +122,16 @@ def _train_from(
     return summary
 
 
+def _require_data(config: TrainConfig, index: ShardIndex, identity: Identity) -> None:
+    """Refuse what is missing now, before Ray starts and takes its time."""
+    data = config.data
+    if config.full:
+        require_tars(data.shards, index)
+    else:
+        latents = folder_at(config.latents_root).child(name_of_cache(identity.encoder)).place
+        require_encodable(data.shards, index, latents, data.on_corrupt)
+
+
 def _encode(config: TrainConfig, identity: Identity) -> Place:
     return encode_shards(
         config.data.shards,
@@ -129,6 +141,7 @@ def _encode(config: TrainConfig, identity: Identity) -> Place:
         use_gpu=config.scaling.use_gpu,
         identity=identity.base,
         domains=config.data.domains,
+        on_corrupt=config.data.on_corrupt,
     )
 
 

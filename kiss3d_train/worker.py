@@ -122,7 +122,8 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     config, device = job.config, device_of(job.config)
     index = load_index(config.data.shards)
     cache = _cache(config)
-    training = open_split(job.latents, index, "train", cache)
+    may_lack = config.data.on_corrupt == "skip"
+    training = open_split(job.latents, index, "train", cache, may_lack=may_lack)
     held_out = open_split(job.latents, index, "val", cache)
     # Before the model, whose blocks keep what is left of the memory.
     stream = _open_stream(training, config, device, sink)

@@ -4,7 +4,8 @@ import math
 import tarfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.flux.base import base_identity, load_base, read_config
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
 from kiss3d_infer.progress import track
+from kiss3d_train.data.encoder_room import ENCODER_PARTS, encoders_per_gpu, num_encoders
 from kiss3d_train.data.latents import (
     ENCODER_FILE,
     LATENT,
@@ -31,30 +33,27 @@ from kiss3d_train.data.latents import (
     record_of,
     tar_of,
 )
+from kiss3d_train.data.lost import OnCorrupt, lost_shards, skip_or_raise
 from kiss3d_train.data.prompts import PromptStore
 from kiss3d_train.data.shards import (
     SPLITS,
     IndexedSample,
     IndexedShard,
-    ShardReader,
+    ShardIndex,
     Split,
     decode_sample,
+    load_index,
 )
+from kiss3d_train.data.shards.index import MAKE_AGAIN
 from kiss3d_train.data.shards.reader import description_in, read_members
 from kiss3d_train.data.shards.writer import add_sample
-from kiss3d_train.data.storage import Folder, LocalFolder, Place, absolute, folder_at
+from kiss3d_train.data.storage import DamageError, Folder, LocalFolder, Place, absolute, folder_at
 from kiss3d_train.data.tile import check_tile
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-_ENCODER_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _CAPTIONS_PER_PASS = 8
-_PROCESS_BYTES = 2**30
-"""Memory of an encoder's process beside its weights."""
-_SMALL_BASE_BYTES = 2**29
-_MOST_PER_GPU = 8
-"""Encoders of a small base on one GPU, which reading and packing would leave idle."""
 _DETERMINISTIC_LOGVAR = -30.0
 """AutoencoderKL's own lower bound; for an autoencoder without a posterior."""
 _STALE_SECONDS = 3600
@@ -70,12 +69,16 @@ def encode_shards(
     use_gpu: bool = False,
     identity: str | None = None,
     domains: Domains = "bundle",
+    on_corrupt: OnCorrupt = "stop",
 ) -> Place:
     """Encode every shard of a data set that is not encoded yet, over Ray.
 
     Ray is started on this machine unless it runs already. Each shard is one unit of work that
     appears only when whole, so an interrupted job continues where it stopped; a shard whose worker
     died is tried once more. A prompt is embedded once for the whole cache.
+
+    The tar of a shard that is encoded already is not needed. A shard for training that is not, and
+    that is missing or damaged, is left out as a whole if `on_corrupt` is "skip".
 
     Args:
         shards: the data set.
@@ -86,6 +89,7 @@ def encode_shards(
         use_gpu: one GPU per encoder process, else one CPU core.
         identity: `base_identity(base)`, if it is known already.
         domains: data.domains of the recipe.
+        on_corrupt: data.on_corrupt of the recipe.
 
     Returns:
         The folder of this encoder's results below `out`.
@@ -94,21 +98,22 @@ def encode_shards(
         InputError: the data set or the base cannot be read, the tiles cannot be trained on, or
             `out` cannot be written.
     """
-    index = ShardReader(shards).index
+    index = load_index(shards)
     check_tile(index.tile, shards)
     identity = identity or base_identity(base)
     encoder = describe_encoder(base, identity, index.layout, dtype, domains)
     folder = create_cache(encoder, out)
+    lost = lost_shards(shards, index, folder, on_corrupt)
     missing = {shard.sha256 for shard in not_encoded(folder, index.shards)}
     todo = [
         (split, number)
         for split in SPLITS
         for number, shard in enumerate(index.of(split))
-        if shard.sha256 in missing
+        if shard.sha256 in missing and shard.name not in lost
     ]
     if todo:
         _remove_stale(folder_at(folder))
-        _encode_over_ray(shards, base, folder, todo, use_gpu=use_gpu)
+        _encode_over_ray(shards, base, folder, todo, use_gpu=use_gpu, on_corrupt=on_corrupt)
     return folder
 
 
@@ -169,35 +174,46 @@ class ShardEncoder:
         self._prompts = PromptStore(self._folder)
 
     @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(self._shards)
+    def _index(self) -> ShardIndex:
+        return load_index(self._shards)
 
     @cached_property
     def _pictures(self) -> tuple[BundleLayout, ...]:
-        return self._reader.index.layout.pictures(read_encoder(self._folder.place).domains)
+        return self._index.layout.pictures(read_encoder(self._folder.place).domains)
 
     @cached_property
     def _pipeline(self) -> "FluxPipeline":
         dtype = read_encoder(self._folder.place).dtype
-        pipeline = load_base(self._base, dtype=dtype, device=self._device, parts=_ENCODER_PARTS)
+        pipeline = load_base(self._base, dtype=dtype, device=self._device, parts=ENCODER_PARTS)
         if dtype != "float32":
             pipeline.vae.to(torch.float32)
         return pipeline
 
-    def encode(self, split: Split, number: int) -> int:
-        """Encode a split's shard by its number; returns how many samples it has.
+    def encode_if_sound(self, split: Split, number: int) -> InputError | None:
+        """Encode a shard; returns what is damaged if something is, and raises all other errors.
+
+        It is returned, as an error that is raised in a Ray actor arrives as another type.
+        """
+        try:
+            self.encode(split, number)
+        except DamageError as damage:
+            return damage
+        return None
+
+    def encode(self, split: Split, number: int) -> None:
+        """Encode a split's shard by its number.
 
         Raises:
-            InputError: the base cannot be read, or a sample's bytes are damaged or hold no bundle.
+            DamageError: the tar is missing, or a sample's bytes are damaged.
+            InputError: the base cannot be read, or a sample holds no bundle.
         """
-        shard = self._reader.index.of(split)[number]
-        with self._reader.folder.fetched(shard.name) as path:
+        shard = self._index.of(split)[number]
+        with _fetched(folder_at(self._shards), shard.name) as path:
             samples = self._samples(shard, path)
             if self._has_latents(shard):
                 self._embed_missing(description_in(*sample)["caption"] for sample in samples)
             else:
                 self._encode_pictures(shard, samples)
-        return len(shard.samples)
 
     def _has_latents(self, shard: IndexedShard) -> bool:
         try:
@@ -284,6 +300,7 @@ def _encode_over_ray(
     todo: Sequence[tuple[Split, int]],
     *,
     use_gpu: bool,
+    on_corrupt: OnCorrupt,
 ) -> None:
     import ray
 
@@ -299,14 +316,15 @@ def _encode_over_ray(
 
         num_workers = min(len(todo), num_encoders(base, resources, use_gpu))
         results = _encoded_by(create, num_workers, todo)
-        for _ in track(results, "encoding shards", total=len(todo)):
-            pass
+        for split, damage in track(results, "encoding shards", total=len(todo)):
+            if damage:
+                skip_or_raise(damage, split, on_corrupt)
 
 
 def _encoded_by(
     create: Callable[[], Any], num_workers: int, todo: Sequence[tuple[Split, int]]
-) -> Iterator[int]:
-    """Samples of each shard, in the order in which they end. One that kills two workers ends it."""
+) -> Iterator[tuple[Split, InputError | None]]:
+    """Each shard's split and damage, as they end. One that kills two workers ends it."""
     import ray
     from ray.exceptions import RayActorError
 
@@ -317,11 +335,11 @@ def _encoded_by(
         while waiting or running:
             while waiting and idle:
                 worker, place = idle.pop(), waiting.popleft()
-                running[worker.encode.remote(*place)] = (worker, place)
+                running[worker.encode_if_sound.remote(*place)] = (worker, place)
             (reference, *_), _ = ray.wait(list(running))
             worker, place = running.pop(reference)
             try:
-                yield ray.get(reference)
+                yield place[0], ray.get(reference)
             except RayActorError as error:
                 crashes[place] += 1
                 if crashes[place] > 1:
@@ -335,39 +353,15 @@ def _encoded_by(
             ray.kill(worker)  # frees its memory now, not when Ray gets to it
 
 
-def num_encoders(base: Path, resources: Mapping[str, float], use_gpu: bool) -> int:
-    """How many encoders a cluster can hold: see `encoders_per_gpu`, else by cores and memory.
-
-    Raises:
-        InputError: GPUs are wanted and there are none.
-    """
-    if use_gpu:
-        return int(resources.get("GPU", 0)) * encoders_per_gpu(base, resources)
-    # Twice: files in half precision become float32.
-    needed = _PROCESS_BYTES + 2 * _weight_bytes(base)
-    return max(1, int(min(resources["CPU"], resources["memory"] // needed)))
-
-
-def encoders_per_gpu(base: Path, resources: Mapping[str, float]) -> int:
-    """How many encoders share a GPU: one, or of a small base as many as there are cores for.
-
-    Raises:
-        InputError: the cluster has no GPU.
-    """
-    num_gpus = int(resources.get("GPU", 0))
-    if not num_gpus:
-        raise InputError("the cluster has no GPU to encode on", fix="use the CPU, or add one")
-    if _weight_bytes(base) > _SMALL_BASE_BYTES:
-        return 1
-    return max(1, min(_MOST_PER_GPU, int(resources["CPU"]) // num_gpus))
-
-
-def _weight_bytes(base: Path) -> int:
-    folder = base if base.is_dir() else base.parent
-    files = [file for part in _ENCODER_PARTS for file in (folder / part).glob("*.safetensors")]
-    if base.is_file():
-        files.append(base)  # it may hold any part
-    return sum(file.stat().st_size for file in files)
+@contextmanager
+def _fetched(folder: Folder, tar: str) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(folder.fetched(tar))
+        except FileNotFoundError as error:
+            where = f"{folder.place}/{tar}"
+            raise DamageError("a shard is missing", where=where, fix=MAKE_AGAIN) from error
+        yield path
 
 
 def _digest(caption: str, layout: BundleLayout) -> str:

@@ -30,7 +30,7 @@ from kiss3d_train.data.order import SampleOrder
 from kiss3d_train.data.prompts import PromptStore
 from kiss3d_train.data.shards import IndexedSample, IndexedShard, ShardIndex, Split
 from kiss3d_train.data.shards.reader import is_sound
-from kiss3d_train.data.storage import Folder, LocalFolder, Place, folder_at, name_of
+from kiss3d_train.data.storage import DamageError, Folder, LocalFolder, Place, folder_at, name_of
 from kiss3d_train.data.stream import OrderFn, Sample
 
 ENCODER_FILE = "encoder.json"
@@ -68,7 +68,12 @@ class Encoder(Config):
     @property
     def name(self) -> str:
         """Of the folder of this encoder's results in the cache."""
-        return self.identity[:16]
+        return name_of_cache(self.identity)
+
+
+def name_of_cache(encoder: str) -> str:
+    """The name of the folder of an encoder's results, by its identity."""
+    return encoder[:16]
 
 
 class LatentShard(Config):
@@ -121,7 +126,7 @@ def read_latent_shard(folder: Folder, shard: IndexedShard) -> LatentShard:
     """The index of an encoded shard.
 
     Raises:
-        InputError: it is missing, unreadable, or its tar has another size.
+        DamageError: it is missing, unreadable, or its tar has another size.
     """
     tar = tar_of(shard)
     where = f"{folder.place}/{tar}"
@@ -129,13 +134,13 @@ def read_latent_shard(folder: Folder, shard: IndexedShard) -> LatentShard:
         record = LatentShard.model_validate_json(folder.read(record_of(shard)))
         size = folder.size(tar)
     except (OSError, ValidationError) as error:
-        raise InputError(
+        raise DamageError(
             f"the encoded form of {shard.name} is missing or unreadable",
             where=where,
             fix="run `kiss3d data encode`, which makes what is missing",
         ) from error
     if size != record.size:
-        raise InputError(
+        raise DamageError(
             f"the tar is {size} bytes long, not {record.size}", where=where, fix=_ENCODE_AGAIN
         )
     return record
@@ -169,23 +174,35 @@ class LatentSplit:
         place: of one encoder's results.
         shards: of the split.
         cache: for what is read over the network; not used for a folder of this machine.
+        pictures: that each bundle is encoded as. If given, a shard may be missing; its samples keep
+            their places, and reading one is a DamageError.
 
     Raises:
-        InputError: a shard is not encoded.
+        DamageError: a shard is not encoded; where one may be missing, none is.
     """
 
     def __init__(
-        self, place: Place, shards: Sequence[IndexedShard], cache: DiskCache | None = None
+        self,
+        place: Place,
+        shards: Sequence[IndexedShard],
+        cache: DiskCache | None = None,
+        pictures: int | None = None,
     ) -> None:
         self._folder = folder_at(place)
         self._cache = None if isinstance(self._folder, LocalFolder) else cache
         self._prompts = PromptStore(self._folder, self._cache)
         self._tars = [tar_of(shard) for shard in shards]
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            self._indices = list(
-                pool.map(lambda shard: read_latent_shard(self._folder, shard), shards)
-            )
-        self._counts = tuple(len(shard.samples) for shard in self._indices)
+            self._indices = list(pool.map(self._record_or_damage, shards))
+        damages = [found for found in self._indices if isinstance(found, DamageError)]
+        if damages and (pictures is None or len(damages) == len(shards)):
+            raise damages[0]
+        self._counts = tuple(
+            len(shard.samples) * (pictures or 1)
+            if isinstance(found, DamageError)
+            else len(found.samples)
+            for shard, found in zip(shards, self._indices, strict=True)
+        )
         self._rows = [(s, r) for s, count in enumerate(self._counts) for r in range(count)]
         self._bare: dict[str, dict[str, Tensor]] = {}
 
@@ -231,17 +248,27 @@ class LatentSplit:
 
     def prompts(self) -> list[str]:
         """Digests of all prompts of the samples, each once."""
-        return sorted({digest for shard in self._indices for digest in shard.prompts})
+        found = [shard for shard in self._indices if isinstance(shard, LatentShard)]
+        return sorted({digest for shard in found for digest in shard.prompts})
 
     def prompt(self, digest: str) -> dict[str, Tensor]:
         """The tensors of a prompt; see `PromptStore.read`."""
         return self._prompts.read(digest)
 
     def _latent(self, shard: int, row: int) -> tuple[PromptPair, Tensor, Tensor]:
-        members = self._members(self._tars[shard], self._indices[shard].samples[row])
+        found = self._indices[shard]
+        if isinstance(found, DamageError):  # anew, as each raise adds to an error's traceback
+            raise DamageError(found.what, where=found.where, fix=found.fix)
+        members = self._members(self._tars[shard], found.samples[row])
         latent = _tensors(members[LATENT])
         pair = PromptPair.model_validate_json(members["json"])
         return pair, latent["mean"], latent["logvar"]
+
+    def _record_or_damage(self, shard: IndexedShard) -> LatentShard | DamageError:
+        try:
+            return read_latent_shard(self._folder, shard)
+        except DamageError as damage:
+            return damage
 
     def _members(self, tar: str, sample: IndexedSample) -> dict[str, bytes]:
         ranges = list(sample.members.values())
@@ -260,7 +287,12 @@ class LatentSplit:
 
 
 def open_split(
-    place: Place, index: ShardIndex, split: Split, cache: DiskCache | None = None
+    place: Place,
+    index: ShardIndex,
+    split: Split,
+    cache: DiskCache | None = None,
+    *,
+    may_lack: bool = False,
 ) -> LatentSplit:
     """The encoded samples of a data set's split.
 
@@ -269,12 +301,13 @@ def open_split(
         index: of the data set.
         split: "train" or "val".
         cache: for what is read over the network.
+        may_lack: whether some of the shards may be missing; their samples are then damaged ones.
 
     Raises:
-        InputError: the folder is no cache, or a shard is not encoded.
+        InputError: the folder is no cache, or a shard that must not be missing is not encoded.
     """
-    read_encoder(place)
-    return LatentSplit(place, index.of(split), cache)
+    pictures = len(index.layout.pictures(read_encoder(place).domains))
+    return LatentSplit(place, index.of(split), cache, pictures if may_lack else None)
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:

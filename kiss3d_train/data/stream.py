@@ -17,8 +17,9 @@ from kiss3d_train.data.storage import DamageError
 from kiss3d_train.objective import Batch, Draws, draw, pack, shift_mu, shifted
 
 _logger = logging.getLogger(__name__)
-_SUBSTITUTES = 15
-"""Tried in place of a damaged sample, before the data set as a whole counts as damaged."""
+_SUBSTITUTES = 63
+"""Tried in place of a damaged sample, before the data set as a whole counts as damaged: with half
+of its shards gone, so many in a row are never met."""
 
 OrderFn = Callable[[int, int], int]
 """(epoch, position in the epoch) -> index of a training sample."""
@@ -71,6 +72,7 @@ class Stream:
         self._reads: dict[int, Future[tuple[Batch, int]]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
         self._next: tuple[int, Future[tuple[list[Batch], int]]] | None = None
+        self._told: set[str] = set()
         self.num_skipped = 0
         """Damaged samples that others took the place of, in the batches handed out so far."""
 
@@ -137,12 +139,18 @@ class Stream:
             except DamageError as error:
                 if self._config.data.on_corrupt == "stop":
                     raise
-                _logger.warning("a sample is skipped: %s", error)
+                self._tell_once(str(error))
         raise InputError(
             f"{_SUBSTITUTES + 1} samples, picked at random, are all damaged",
             where=self._config.data.shards,
             fix="see which with 'kiss3d data verify', and encode again",
         )
+
+    def _tell_once(self, damage: str) -> None:
+        """Warn of a damaged sample in its first epoch, and of a missing shard at its first one."""
+        if damage not in self._told:
+            self._told.add(damage)
+            _logger.warning("a sample is skipped: %s", damage)
 
     def _substitute(self, epoch: int, place: int, attempt: int) -> int:
         """Another place of the epoch, as a pure function of the seed and of these."""

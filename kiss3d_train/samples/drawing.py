@@ -24,7 +24,9 @@ from kiss3d_infer.scene.load import load_mesh
 from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.pictures import contact_sheet
 from kiss3d_train.config import SamplesSection, TrainConfig
-from kiss3d_train.data.shards import ShardReader, decode_sample
+from kiss3d_train.data.shards import ShardIndex, decode_sample, load_index
+from kiss3d_train.data.shards.reader import read_members
+from kiss3d_train.data.storage import Place, folder_at
 from kiss3d_train.samples.rounds import Round
 
 _SHEET_WIDTH = 2048
@@ -64,8 +66,8 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
         InputError: the base, the adapter or the data set cannot be read.
     """
     began = time.perf_counter()
-    reader = ShardReader(config.data.shards)
-    subjects = subjects_of(config.samples, reader)
+    index = load_index(config.data.shards)
+    subjects = subjects_of(config.samples, config.data.shards, index)
     if not subjects:
         raise InputError(
             "there is nothing to draw: the validation split has no captions",
@@ -82,7 +84,7 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
             subject.prompt,
             layout=adapter.layout,
             domains=adapter.domains,
-            tile=reader.index.tile,
+            tile=index.tile,
             steps=config.samples.steps,
             guidance=config.samples.guidance,
             seed=subject.seed,
@@ -100,13 +102,17 @@ def draw_round(config: TrainConfig, what: Round) -> dict[str, float]:
     return metrics
 
 
-def subjects_of(section: SamplesSection, reader: ShardReader) -> list[Subject]:
+def subjects_of(section: SamplesSection, shards: Place, index: ShardIndex) -> list[Subject]:
     """The first held-out captions, then the recipe's prompts, always with the same seeds.
 
     Blank captions, which data sets of others may have, ask for nothing and are left out.
     """
-    held_out = min(section.held_out, reader.num_samples("val"))
-    truths = [decode_sample(reader.read("val", index)) for index in range(held_out)]
+    held_out = [(shard.name, sample) for shard in index.of("val") for sample in shard.samples]
+    folder = folder_at(shards)  # of which no other tar need be there
+    truths = [
+        decode_sample(read_members(folder, tar, sample))
+        for tar, sample in held_out[: section.held_out]
+    ]
     captioned = [(str(meta["caption"]), bundle) for bundle, meta in truths]
     known = [Subject(caption, 0, bundle) for caption, bundle in captioned if caption.strip()]
     subjects = [*known, *(Subject(prompt, 0) for prompt in section.prompts)]

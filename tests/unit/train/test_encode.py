@@ -15,8 +15,8 @@ from kiss3d_train.data.encode import (
     create_cache,
     describe_encoder,
     encode_shards,
-    num_encoders,
 )
+from kiss3d_train.data.encoder_room import num_encoders
 from kiss3d_train.data.latents import (
     LatentSplit,
     not_encoded,

@@ -21,7 +21,7 @@ from kiss3d_infer.scene.mesh import Mesh
 from kiss3d_infer.scene.render import render_bundle
 from kiss3d_infer.tracking import Tracker
 from kiss3d_train.config import SamplesSection, TrainConfig
-from kiss3d_train.data.shards import ShardReader, write_shards
+from kiss3d_train.data.shards import ShardReader, load_index, write_shards
 from kiss3d_train.samples import drawing as drawing_module
 from kiss3d_train.samples.drawing import (
     Drawing,
@@ -158,7 +158,7 @@ def test_a_held_out_bundle_without_a_mesh_is_no_fault_of_the_drawing(
 def test_prompts_follow_the_held_out_captions_with_seeds_of_their_own(shards: Path) -> None:
     reader = ShardReader(shards)
     section = SamplesSection(held_out=99, prompts=("a lamp", "a boat"), seed=7)
-    subjects = subjects_of(section, reader)
+    subjects = subjects_of(section, shards, reader.index)
     held_out = reader.num_samples("val")
     assert [subject.truth is not None for subject in subjects] == [True] * held_out + [False] * 2
     assert [subject.seed for subject in subjects] == [7 + n for n in range(held_out + 2)]
@@ -172,7 +172,8 @@ def test_held_out_samples_without_a_caption_are_left_out(tmp_path: Path) -> None
         blank = json.loads(description.read_text()) | {"caption": " "}
         description.write_text(json.dumps(blank))
     write_shards(tmp_path / "rendered", tmp_path / "shards", val_share=1)
-    subjects = subjects_of(SamplesSection(held_out=4), ShardReader(tmp_path / "shards"))
+    made = tmp_path / "shards"
+    subjects = subjects_of(SamplesSection(held_out=4), made, load_index(made))
     assert [(subject.prompt, subject.seed) for subject in subjects] == [(caption_of(3), 0)]
 
 

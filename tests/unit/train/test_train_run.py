@@ -111,13 +111,17 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path, shards: Path, base: Path
         run_training(Resolved(tiny_config(paths), {}))
 
 
-def test_a_truncated_tar_is_refused_before_ray_starts(
-    tmp_path: Path, shards: Path, base: Path
+@pytest.mark.parametrize(
+    ("is_there", "message"), [(True, "a shard is 1000 bytes long"), (False, "a shard is missing")]
+)
+def test_a_tar_that_is_cut_or_missing_is_refused_before_ray_starts(
+    tmp_path: Path, shards: Path, base: Path, is_there: bool, message: str
 ) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
-    (copy / "train-00000.tar").write_bytes(bytes(1000))
+    tar = copy / "train-00000.tar"
+    tar.write_bytes(bytes(1000)) if is_there else tar.unlink()
     paths = {"run.dir": tmp_path / "run", "base.path": base, "data.shards": copy}
-    with pytest.raises(InputError, match="a shard is 1000 bytes long"):
+    with pytest.raises(InputError, match=message):
         run_training(Resolved(tiny_config(paths), {}))
     assert not (tmp_path / "run").exists()
 
