@@ -12,6 +12,7 @@ import torch
 from kiss3d_infer.errors import InputError
 from kiss3d_infer.files import sha256_of, writing_folder
 from kiss3d_infer.flux.packed import is_packed, load_packed
+from kiss3d_infer.flux.single_file import load_transformer, require_unscaled
 from kiss3d_infer.flux.tokenizers import everyday_words, make_clip_tokenizer, make_t5_tokenizer
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def load_base(
 ) -> "FluxPipeline":
     """Load a base from a diffusers folder, or from one .safetensors file in such a folder.
 
-    A single file (bf16 or fp8, as published for FLUX.1-dev) gives the parts it holds; the folder
-    it lies in gives the configuration, the tokenizers and the other parts.
+    A single file (bf16 or fp8, as published for FLUX.1-dev, or with scales as ComfyUI has it) gives
+    the parts it holds; the folder it lies in gives the configuration, the tokenizers and the rest.
     Parts that are packed (`kiss3d_infer.flux.packed`) are restored.
 
     Nothing is downloaded and nothing is unpickled.
@@ -173,6 +174,14 @@ def _load_file(file: Path, dtype: torch.dtype, parts: Collection[str]) -> "FluxP
     beside = [part for part in parts if part != "transformer" and _has_weights(folder / part)]
     networks = {part: load_part(folder / part, dtype) for part in beside}
     with _explaining(file):
+        if "transformer" in parts:
+            networks["transformer"], missing = load_transformer(file, folder / "transformer", dtype)
+            _require_complete(missing, file)
+        if networks.keys() == set(parts):
+            return FluxPipeline.from_pretrained(
+                folder, local_files_only=True, **networks, **_absent(parts)
+            )
+        require_unscaled(file)
         pipeline = FluxPipeline.from_single_file(
             str(file),
             config=str(folder),

@@ -97,7 +97,7 @@ def to_layers(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     problems = []
     for key, tensor in tensors.items():
         match = _TENSOR.fullmatch(key)
-        if match is None or not _layers_of(match["module"]):
+        if match is None or not layers_of(match["module"]):
             problems.append(f"{key} has no place in it")
             continue
         role = "down" if match["down"] else "up" if match["up"] else "alpha"
@@ -106,7 +106,7 @@ def to_layers(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     for module, roles in modules.items():
         try:
             pair = _scaled(roles)
-            parts = _split(_layers_of(module), _swapped(pair) if "adaLN" in module else pair)
+            parts = _split(layers_of(module), _swapped(pair) if "adaLN" in module else pair)
         except LoraNameError as error:
             problems.append(f"{module} {error}")
             continue
@@ -176,7 +176,7 @@ def _processors(
     return tensors
 
 
-def _layers_of(module: str) -> tuple[str, ...]:
+def layers_of(module: str) -> tuple[str, ...]:
     """diffusers' layers behind a module of any layout; none if it is not understood."""
     name = _PREFIX.sub("", module, count=1) if _PREFIX.match(module) else module
     match = _BLOCK.fullmatch(name)

@@ -6,14 +6,15 @@ each of its rows: `weight = int8 * scale`. Everything else is stored as bfloat16
 folder is that of the base it was made from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kiss3d_infer.errors import InputError
+from kiss3d_infer.errors import InputError, first_of
 
 PACKED_NAME = "packed.safetensors"
 """The one file of a packed part; diffusers' own loaders look for other names."""
@@ -60,18 +61,45 @@ def load_packed(network: Any, part: Path, dtype: torch.dtype) -> tuple[Any, list
         InputError: see `read_packed`; or the weights are not those of its config.json.
     """
     weights = read_packed(part, dtype)
-    try:
-        if getattr(network, "config_class", None):
-            return _from_transformers(network, part, weights, dtype)
+    if not getattr(network, "config_class", None):
+        return filled(network, part, weights, part)
+    with _telling_of_shapes(part):
+        return _from_transformers(network, part, weights, dtype)
+
+
+def filled(
+    network: Any, part: Path, weights: Mapping[str, Tensor], where: Path
+) -> tuple[Any, list[str]]:
+    """Build a network of diffusers around weights.
+
+    Args:
+        network: its class.
+        part: the folder with its config.json.
+        weights: by diffusers' names, in the type that the network is to have.
+        where: they come from; named in errors.
+
+    Returns:
+        The network, ready for inference, and the names of weights that are missing.
+
+    Raises:
+        InputError: the weights are not those of its config.json.
+    """
+    with _telling_of_shapes(where):
         with torch.device("meta"):
             model = network.from_config(network.load_config(part))
         missing, strangers = model.load_state_dict(weights, strict=False, assign=True)
+    if strangers:
+        raise InputError(f"config.json has no place for {first_of(strangers)}", where=where)
+    return model.eval(), list(missing)
+
+
+@contextmanager
+def _telling_of_shapes(where: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:  # what torch raises for another shape
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"the weights do not fit config.json: {reason}", where=part) from error
-    if strangers:
-        raise InputError(f"config.json has no place for {strangers[0]}", where=part)
-    return model.eval(), list(missing)
+        raise InputError(f"the weights do not fit config.json: {reason}", where=where) from error
 
 
 def _from_transformers(
