@@ -237,3 +237,24 @@ def test_scales_of_other_parts_are_refused_where_the_file_would_give_them(
         weights.unlink()
     with pytest.raises(InputError, match=rf"not read: {text}\.scale_weight"):
         load_base(file, parts=both)
+
+
+def test_a_file_may_hold_text_encoders_too(expected, tiny_base, tmp_path):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    prefixes = {
+        "text_encoder": "text_encoders.clip_l.transformer.text_model.",
+        "text_encoder_2": "text_encoders.t5xxl.transformer.",
+    }
+    before = load_base(base, dtype="float32", parts=tuple(prefixes))
+    weights = {f"model.diffusion_model.{k}": w for k, w in original(expected.state_dict()).items()}
+    for part, prefix in prefixes.items():
+        state = getattr(before, part).state_dict()
+        weights |= {f"{prefix}{name}": tensor.clone() for name, tensor in state.items()}
+        for file in (base / part).glob("*.safetensors"):
+            file.unlink()
+    save_file(weights, base / "flux.safetensors")
+    found = load_base(base / "flux.safetensors", dtype="float32", parts=("transformer", *prefixes))
+    for part in prefixes:
+        for name, tensor in getattr(before, part).state_dict().items():
+            assert torch.equal(getattr(found, part).state_dict()[name], tensor), name
+    assert torch.equal(found.transformer.proj_out.weight, expected.proj_out.weight)
