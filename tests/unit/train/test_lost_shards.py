@@ -12,7 +12,7 @@ from tiny_training import tiny_config
 from kiss3d_infer.bundle.layout import Domains
 from kiss3d_train.data.encode import ShardEncoder, encode_shards
 from kiss3d_train.data.latents import LatentSplit, not_encoded, open_split, record_of, tar_of
-from kiss3d_train.data.lost import OnCorrupt, lost_shards, require_encodable
+from kiss3d_train.data.lost import OnCorrupt, lost_shards, require_encodable, require_tars
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.storage import DamageError
 from kiss3d_train.data.stream import Stream
@@ -100,6 +100,14 @@ def test_what_a_run_cannot_do_without_stops_it(
         require_encodable(own, load_index(own), tmp_path / "none", on_corrupt)
     with pytest.raises(DamageError, match=rf"{message}.*{name}"):
         encode_shards(own, base, tmp_path / "latents", on_corrupt=on_corrupt)
+
+
+def test_what_trains_on_pictures_needs_every_tar(own: Path) -> None:
+    index = load_index(own)
+    require_tars(own, index)
+    delete(own / LOST)
+    with pytest.raises(DamageError, match=rf"a shard is missing.*{LOST}"):
+        require_tars(own, index)
 
 
 @pytest.mark.parametrize("damage", [delete, cut])
