@@ -127,7 +127,7 @@ def test_a_run_trains_on_through_an_outage_and_every_step_is_there_once(
         f"tracking.uri=http://127.0.0.1:{port}",
     ]
     latents = encode_here(shards, base, tmp_path / "latents")
-    job = job_of(ROOT / "configs" / "train" / "mini.yaml", overrides, latents)
+    job = job_of(ROOT / "configs" / "train" / "tiny.yaml", overrides, latents)
     job.config.run.dir.mkdir()
     with ExitStack() as server:
         server.enter_context(serving(application, port))

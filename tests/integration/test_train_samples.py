@@ -44,7 +44,7 @@ def test_samples_are_drawn_beside_a_run_and_its_best_adapter_is_kept(
         f"tracking.uri={uri}",
     ]
     encode_here(shards, base, tmp_path / "shards.latents")
-    recipe = ROOT / "configs" / "train" / "mini.yaml"
+    recipe = ROOT / "configs" / "train" / "tiny.yaml"
     resolved = load_config(TrainConfig, recipe, overrides)
     capfd.readouterr()
     summary = run_training(resolved)

@@ -26,7 +26,7 @@ from kiss3d_train.objective import Batch, pack
 from kiss3d_train.plan import make_plan
 from kiss3d_train.worker import Outcome, work
 
-RECIPE = Path(__file__).parents[3] / "configs" / "train" / "mini-lora.yaml"
+RECIPE = Path(__file__).parents[3] / "configs" / "train" / "mini.yaml"
 CPU = torch.device("cpu")
 STEPS = 6
 
@@ -227,7 +227,7 @@ def test_the_plan_says_what_it_takes(shards: Path, base: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
-    [("mini-vae.yaml", ["data.resident=true"]), ("mini-lora.yaml", ["data.on_corrupt=skip"])],
+    [("mini-vae.yaml", ["data.resident=true"]), ("mini.yaml", ["data.on_corrupt=skip"])],
 )
 def test_what_it_does_not_go_with_is_refused(recipe: str, overrides: list[str]) -> None:
     with pytest.raises(InputError, match=r"data\.resident"):

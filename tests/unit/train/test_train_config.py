@@ -80,8 +80,8 @@ def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
     [
         ("demo-mini.yaml", [], "needs engine.kind=ddp"),
         ("mini-vae.yaml", [], "for transformers"),
-        ("mini-lora.yaml", ["scaling.micro_batch=32"], "one forward pass per step"),
-        ("mini-lora.yaml", ["scaling.workers=2", "scaling.micro_batch=32"], "for one worker"),
+        ("mini.yaml", ["scaling.micro_batch=32"], "one forward pass per step"),
+        ("mini.yaml", ["scaling.workers=2", "scaling.micro_batch=32"], "for one worker"),
     ],
 )
 def test_passes_are_recorded_only_where_a_gradient_is_not_overwritten(
@@ -93,7 +93,7 @@ def test_passes_are_recorded_only_where_a_gradient_is_not_overwritten(
 
 def test_passes_are_recorded_on_gpus_alone() -> None:
     overrides = ["engine.cuda_graphs=true"]
-    engine = load_config(TrainConfig, RECIPES / "mini-lora.yaml", overrides).config.engine
+    engine = load_config(TrainConfig, RECIPES / "mini.yaml", overrides).config.engine
     assert engine.records_on("cuda")
     assert not engine.records_on("cpu")
 

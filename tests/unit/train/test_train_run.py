@@ -177,7 +177,7 @@ def test_a_wait_for_room_is_explained_once(
     assert capsys.readouterr().err.count("no worker has begun yet") == times
 
 
-@pytest.mark.parametrize("recipe", ["mini-lora", "mini-base"])
+@pytest.mark.parametrize("recipe", ["mini", "mini-base"])
 def test_warnings_come_before_any_device_is_taken(
     recipe: str,
     shards: Path,
