@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,24 +87,12 @@ def test_others_take_the_place_of_a_lost_shards_samples_and_of_the_same_when_res
     assert first.losses + then.losses == straight.losses
 
 
-def cut(tar: Path) -> None:
-    tar.write_bytes(tar.read_bytes()[:1000])
-
-
-def alter(tar: Path) -> None:
+def test_an_altered_tar_stops_a_run_or_is_skipped(workspace: Path) -> None:
+    tar = workspace / "shards" / LOST  # of the right length, so that only encoding finds it out
     content = bytearray(tar.read_bytes())
     content[700] ^= 1
     tar.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"), [(cut, "1000 bytes long"), (alter, "differ from the index")]
-)
-def test_a_damaged_tar_stops_a_run_or_is_skipped(
-    workspace: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    damage(workspace / "shards" / LOST)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="differ from the index"):
         train(workspace, "run")
     summary = train(workspace, "run", "data.on_corrupt=skip")
     assert (summary.status, summary.steps) == ("finished", STEPS)
