@@ -25,6 +25,8 @@ Sigma = Annotated[Number, Field(gt=0, lt=1)]
 Quantize = Literal["none", "int8", "fp8"]
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+OnCorrupt = Literal["stop", "skip"]
+"""What a damaged sample does to a run; see `DataSection.on_corrupt`."""
 
 
 class RunSection(Config):
@@ -71,7 +73,7 @@ class DataSection(Config):
     prompt, so that a bundle gives two. The adapter draws as it was trained."""
     global_batch: Positive
     """Samples per optimizer step over all workers; part of the experiment, not of the hardware."""
-    on_corrupt: Literal["stop", "skip"] = "stop"
+    on_corrupt: OnCorrupt = "stop"
     """A sample that is missing or damaged ends the run; or another takes its place, the same for
     any number of workers, and data/skipped_samples counts it. So with all samples of a tar that is
     missing or damaged as it is to be encoded."""

@@ -26,6 +26,7 @@ from kiss3d_train.config import TrainConfig
 from kiss3d_train.curves import LossCurves, tile_losses, training_loss
 from kiss3d_train.data.cache import DiskCache
 from kiss3d_train.data.latents import LatentSplit, open_split
+from kiss3d_train.data.lost import may_skip
 from kiss3d_train.data.resident import ResidentStream, read_resident
 from kiss3d_train.data.shards import load_index
 from kiss3d_train.data.storage import Place
@@ -122,7 +123,7 @@ def work(job: Job, sink: Sink | None) -> Outcome:
     config, device = job.config, device_of(job.config)
     index = load_index(config.data.shards)
     cache = _cache(config)
-    may_lack = config.data.on_corrupt == "skip"
+    may_lack = may_skip("train", config.data.on_corrupt)
     training = open_split(job.latents, index, "train", cache, may_lack=may_lack)
     held_out = open_split(job.latents, index, "val", cache)
     # Before the model, whose blocks keep what is left of the memory.

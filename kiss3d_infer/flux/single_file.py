@@ -93,7 +93,8 @@ def restored(
         InputError: a weight is an integer, or a scale fits no weight.
     """
     weights = [name for name in names if not name.endswith((*_SCALES, *_OF_COMPUTING_IN_8_BITS))]
-    scale_of = {f"{name.rpartition('.')[0]}.weight": name for name in names if _is_scale(name)}
+    scales = [name for name in names if name.endswith(_SCALES)]
+    scale_of = {f"{name.rpartition('.')[0]}.weight": name for name in scales}
     if lone := sorted(scale_of.keys() - set(weights)):
         raise _not_understood(f"{scale_of[lone[0]]} scales nothing", file)
     for name in weights:
@@ -155,10 +156,6 @@ def _parts(name: str, weight: Tensor, width: int, file: Path) -> dict[str, Tenso
     if len(parts) > 1:
         parts = tuple(part.clone() for part in parts)  # a view would keep the whole in memory
     return {f"{layer}.{kind}": part for layer, part in zip(layers, parts, strict=True)}
-
-
-def _is_scale(name: str) -> bool:
-    return name.endswith(_SCALES)
 
 
 def _not_understood(what: str, file: Path) -> InputError:

@@ -20,6 +20,7 @@ from kiss3d_infer.files import sha256_of, writable_folder
 from kiss3d_infer.flux.base import base_identity, load_base, read_config
 from kiss3d_infer.flux.prompt import clip_prompt, encode_captions, t5_prompt
 from kiss3d_infer.progress import track
+from kiss3d_train.config import OnCorrupt
 from kiss3d_train.data.encoder_room import ENCODER_PARTS, encoders_per_gpu, num_encoders
 from kiss3d_train.data.latents import (
     ENCODER_FILE,
@@ -33,7 +34,7 @@ from kiss3d_train.data.latents import (
     record_of,
     tar_of,
 )
-from kiss3d_train.data.lost import OnCorrupt, lost_shards, skip_or_raise
+from kiss3d_train.data.lost import lost_shards, skip_or_raise
 from kiss3d_train.data.prompts import PromptStore
 from kiss3d_train.data.shards import (
     SPLITS,

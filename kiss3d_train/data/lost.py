@@ -6,16 +6,13 @@ been encoded before.
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from kiss3d_infer.errors import InputError
+from kiss3d_train.config import OnCorrupt
 from kiss3d_train.data.latents import not_encoded
 from kiss3d_train.data.shards import IndexedShard, ShardIndex, Split
 from kiss3d_train.data.shards.index import check_size
 from kiss3d_train.data.storage import DamageError, Folder, Place, folder_at
-
-OnCorrupt = Literal["stop", "skip"]
-"""data.on_corrupt of a recipe."""
 
 
 def damaged_tars(folder: Folder, shards: Sequence[IndexedShard]) -> dict[str, DamageError]:
