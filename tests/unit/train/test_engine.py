@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
+from tiny_training import (
+    flat,
+    free_port,
+    join_group,
+    run_workers,
+    tiny_config,
+    tiny_engine,
+    train_steps,
+)
 from torch import Tensor
 
 from kiss3d_train.config import TrainConfig
@@ -94,17 +102,9 @@ def train_all_engines(rank: int, world_size: int, port: int, folder: Path) -> No
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     world_size: int = request.param
     folder = tmp_path_factory.mktemp(f"workers{world_size}")
-    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    workers = [
-        context.Process(target=train_all_engines, args=(rank, world_size, port, folder))
-        for rank in range(world_size)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    run_workers(context, world_size, train_all_engines, world_size, free_port(), folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import free_port, job_of, join_group, tiny_engine, train_steps
+from tiny_training import free_port, job_of, join_group, run_workers, tiny_engine, train_steps
 
 from kiss3d_infer.config import load_config
 from kiss3d_train.cli import plan, validate
@@ -145,16 +145,8 @@ def trained(
             (folder / place).parent.mkdir(exist_ok=True)
             if not (folder / place).exists():
                 (folder / place).symlink_to(target)
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    workers = [
-        context.Process(target=train_in_turn, args=(rank, port, folder, latents))
-        for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    context = multiprocessing.get_context("spawn")
+    run_workers(context, 2, train_in_turn, free_port(), folder, latents)
     return folder
 
 

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def run_workers(
+    context: BaseContext, num: int, target: Callable[..., None], *arguments: object
+) -> None:
+    """Call `target(rank, *arguments)` in a process for each of `num` ranks; all must succeed."""
+    workers = [
+        context.Process(target=target, args=(rank, *arguments))  # type: ignore[attr-defined]
+        for rank in range(num)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
 
 
 def join_group(rank: int, world_size: int, port: int, backend: str = "gloo") -> None:
