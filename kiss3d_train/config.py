@@ -171,8 +171,8 @@ class EngineSection(Config):
     start."""
     cuda_graphs: bool = False
     """Record the model's forward and backward pass at the first step and replay them on GPUs: for
-    small models, whose kernels take less time than their launch. Plain DDP of one worker only,
-    with one forward pass per step."""
+    small models, whose kernels take less time than their launch. Plain DDP only, with one
+    forward pass per worker and step."""
     memory_budget_gib: Literal["auto"] | Annotated[Number, Field(gt=0)] = "auto"
     """Device memory of a worker that base.gradient_checkpointing=auto may fill; auto: what is free
     on its GPU at the start."""
@@ -361,12 +361,10 @@ class TrainConfig(Config):
             raise ValueError("engine.cuda_graphs needs engine.kind=ddp")
         if self.full is not None and self.full.is_vae:
             raise ValueError("engine.cuda_graphs is for transformers, not for the VAE")
-        if self.scaling.workers > 1:
-            raise ValueError("engine.cuda_graphs is for one worker: two have failed their test")
-        if self.accumulation > 1:
+        if self.data.global_batch != self.scaling.micro_batch * self.scaling.fewest:
             raise ValueError(
-                "engine.cuda_graphs needs one forward pass per step: set scaling.micro_batch to "
-                "data.global_batch"
+                "engine.cuda_graphs needs one forward pass per worker and step: set "
+                "scaling.micro_batch to data.global_batch / scaling.workers"
             )
         return self
 

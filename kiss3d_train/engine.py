@@ -5,7 +5,7 @@ name, so that a checkpoint knows nothing of workers, ZeRO stages or engines.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
@@ -90,7 +90,10 @@ class Engine(ABC):
 class DdpEngine(Engine):
     """PyTorch DistributedDataParallel: everything replicated, gradients averaged in buckets.
 
-    A single worker has nothing to average, and does without the buckets' copies.
+    A single worker has nothing to average, and does without the buckets' copies. Passes that are
+    recorded leave all gradients at once, so that nothing would overlap; and PyTorch warns that the
+    wrapper's hold on the gradients' accumulation can break a recording. Such gradients are
+    averaged here.
     """
 
     def __init__(self, transformer: nn.Module, config: TrainConfig, device: torch.device) -> None:
@@ -98,7 +101,8 @@ class DdpEngine(Engine):
         super().__init__(transformer, device, config.base.dtype == "bfloat16")
         self.model = transformer
         self._unsynchronized: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if dist.get_world_size() > 1:
+        self._averages_itself = config.engine.cuda_graphs and dist.get_world_size() > 1
+        if dist.get_world_size() > 1 and not self._averages_itself:
             bucket_mb = 4 * bucket_elements(config, self.parameters) / 2**20
             self.model = nn.parallel.DistributedDataParallel(
                 transformer, gradient_as_bucket_view=True, bucket_cap_mb=max(1, round(bucket_mb))
@@ -114,6 +118,8 @@ class DdpEngine(Engine):
             with self._precision():
                 loss = loss_fn(self.model, batch).mean()
             (loss / num_micro).backward()  # type: ignore[no-untyped-call]
+        if is_last and self._averages_itself:
+            _average_gradients(self.parameters.values())
         return loss.detach()
 
     def step(self, lr: float) -> Tensor:
@@ -131,6 +137,14 @@ class DdpEngine(Engine):
     def scatter(self, state: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """See `Engine.scatter`."""
         _scatter_replicated(self.parameters, self._optimizer, state, step)
+
+
+def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace all workers' gradients by their mean. Collective."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = nn.utils.parameters_to_vector(gradients)
+    dist.all_reduce(together)
+    nn.utils.vector_to_parameters(together / dist.get_world_size(), gradients)
 
 
 class DeepSpeedEngine(Engine):
@@ -276,9 +290,10 @@ def bucket_elements(config: TrainConfig, parameters: Mapping[str, nn.Parameter])
 
 
 def reduces_in_buckets(config: TrainConfig) -> bool:
-    """Whether workers exchange gradients in such buckets; DeepSpeed does not without ZeRO."""
+    """Whether workers exchange gradients in such buckets; recorded passes and, without ZeRO,
+    DeepSpeed do not."""
     is_zero_0 = config.engine.kind == "deepspeed" and config.engine.zero_stage == 0
-    return config.scaling.workers > 1 and not is_zero_0
+    return config.scaling.workers > 1 and not is_zero_0 and not config.engine.cuda_graphs
 
 
 def deepspeed_config(config: TrainConfig, bucket: int) -> dict[str, Any]:

@@ -4,7 +4,9 @@ A step of kiss3d-mini launches thousands of kernels of some microseconds each.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,11 @@ class _Pass(nn.Module):
 def _recorded(one_pass: _Pass, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
     samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    # NCCL asks after its work from a thread of its own, which would end a recording that forbids
+    # such calls to all threads; and no argument of what records can allow them.
+    capture = partial(torch.cuda.graph, capture_error_mode="thread_local")
     # A cached cast of a weight would not be part of the recording.
-    with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+    casts = torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
+    with patch.object(torch.cuda, "graph", capture), casts:
         result: Callable[..., Any] = torch.cuda.make_graphed_callables(one_pass, samples)
     return result

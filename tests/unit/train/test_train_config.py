@@ -80,8 +80,12 @@ def test_whole_numbers_and_yamls_exponents_are_numbers() -> None:
     [
         ("demo-mini.yaml", [], "needs engine.kind=ddp"),
         ("mini-vae.yaml", [], "for transformers"),
-        ("mini.yaml", ["scaling.micro_batch=32"], "one forward pass per step"),
-        ("mini.yaml", ["scaling.workers=2", "scaling.micro_batch=32"], "for one worker"),
+        ("mini.yaml", ["scaling.micro_batch=32"], "one forward pass per worker and step"),
+        (
+            "mini.yaml",
+            ["scaling.workers=2", "scaling.min_workers=1", "scaling.micro_batch=32"],
+            "one forward pass per worker and step",
+        ),
     ],
 )
 def test_passes_are_recorded_only_where_a_gradient_is_not_overwritten(
