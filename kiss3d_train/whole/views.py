@@ -89,6 +89,8 @@ def encode_views(
 ) -> Views:
     """Encode every RGB tile by itself or every bundle as a whole, and tokenize its prompt.
 
+    The prompts of every second object's views stand behind the words that ask for a bundle.
+
     Args:
         pipeline: with its VAE, float32 and on the device, and T5's tokenizer.
         pictures: all rows of bundles, or the row of RGB views alone.
@@ -105,7 +107,12 @@ def encode_views(
         prompts = [[t5_prompt(caption, layout)] for caption in captions]
     else:
         parts = torch.split(tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
-        prompts = [[view_t5_prompt(c, azimuth) for azimuth in layout.azimuths] for c in captions]
+        # The encoders are frozen when bundles are drawn, and have to know those words by then.
+        behind = [layout if number % 2 and c else None for number, c in enumerate(captions)]
+        prompts = [
+            [view_t5_prompt(caption, azimuth, words) for azimuth in layout.azimuths]
+            for caption, words in zip(captions, behind, strict=True)
+        ]
     images = map(joined, parts) if draws == "bundles" else parts
     means = [
         vae.encode(to_model(some.to(device))).latent_dist.mean
