@@ -4,9 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_training import flat, free_port, join_group, tiny_config, tiny_engine, train_steps
+from tiny_training import (
+    TinySamples,
+    flat,
+    free_port,
+    join_group,
+    reversed_on_odd_epochs,
+    tiny_config,
+    tiny_engine,
+    train_steps,
+)
 
 from kiss3d_train.breakdown import PARTS, StepClock
+from kiss3d_train.data.stream import Stream
+from kiss3d_train.loop import learning_rate
+from kiss3d_train.objective import loss_per_sample
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,3 +72,24 @@ def test_parts_of_a_step_are_timed_on_the_device_without_a_wait() -> None:
     torch.cuda.synchronize()
     assert 0 < seconds <= began.elapsed_time(ended) / 1000 * 1.001  # rounding
     assert clock.take(1).tolist() == [0.0] * len(PARTS)
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    changes = {"base.dtype": "bfloat16", "scaling.use_gpu": True, "scaling.micro_batch": 2}
+    config = tiny_config(changes | {"engine.kind": "ddp"})
+    engine = tiny_engine(config)
+    stream = Stream(TinySamples(), reversed_on_odd_epochs, config, 0, 1)
+
+    def step(number: int) -> None:
+        batches = stream.micro_batches(number)
+        engine.forward_backward(lambda m, b: loss_per_sample(m, b, 1.0), batches)
+        engine.step(learning_rate(config, number))
+
+    step(0)  # what is set up at the first step
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(1, 4):
+            step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.close()
