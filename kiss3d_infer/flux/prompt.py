@@ -70,17 +70,15 @@ def view_clip_prompt() -> str:
     return "A single view of an object. White background."
 
 
-def view_t5_prompt(caption: str, azimuth: float, behind: BundleLayout | None = None) -> str:
+def view_t5_prompt(caption: str, azimuth: float) -> str:
     """What T5 reads where a single view is drawn: "a red sofa, front view".
 
     Args:
         caption: of the object; an empty one leaves the view alone.
         azimuth: of the camera in degrees; 0 is the front, 90 the right view (+X).
-        behind: put it behind the words that ask for a bundle of this layout.
     """
     view = f"{_VIEWS[round(azimuth / 45) % len(_VIEWS)]} view"
-    prompt = f"{caption.strip()}, {view}" if caption.strip() else view
-    return f"{bundle_prefix(behind)} {prompt}" if behind else prompt
+    return f"{caption.strip()}, {view}" if caption.strip() else view
 
 
 def t5_length(pipeline: "FluxPipeline") -> int:

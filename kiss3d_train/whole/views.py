@@ -107,12 +107,11 @@ def encode_views(
         prompts = [[t5_prompt(caption, layout)] for caption in captions]
     else:
         parts = torch.split(tiles_NRV3TT.flatten(0, 2), _TILES_PER_PASS)
+        prompts = [[view_t5_prompt(c, azimuth) for azimuth in layout.azimuths] for c in captions]
         # The encoders are frozen when bundles are drawn, and have to know those words by then.
-        behind = [layout if number % 2 and c else None for number, c in enumerate(captions)]
-        prompts = [
-            [view_t5_prompt(caption, azimuth, words) for azimuth in layout.azimuths]
-            for caption, words in zip(captions, behind, strict=True)
-        ]
+        for number in range(1, len(captions), 2):
+            if captions[number]:
+                prompts[number] = [t5_prompt(prompt, layout) for prompt in prompts[number]]
     images = map(joined, parts) if draws == "bundles" else parts
     means = [
         vae.encode(to_model(some.to(device))).latent_dist.mean
