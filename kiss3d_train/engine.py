@@ -101,8 +101,9 @@ class DdpEngine(Engine):
         super().__init__(transformer, device, config.base.dtype == "bfloat16")
         self.model = transformer
         self._unsynchronized: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._averages_itself = config.engine.cuda_graphs and dist.get_world_size() > 1
-        if dist.get_world_size() > 1 and not self._averages_itself:
+        is_one_of_several = dist.get_world_size() > 1
+        self._averages_itself = is_one_of_several and config.engine.cuda_graphs
+        if is_one_of_several and not self._averages_itself:
             bucket_mb = 4 * bucket_elements(config, self.parameters) / 2**20
             self.model = nn.parallel.DistributedDataParallel(
                 transformer, gradient_as_bucket_view=True, bucket_cap_mb=max(1, round(bucket_mb))
